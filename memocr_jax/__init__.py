@@ -1,0 +1,1 @@
+"""MemOCR (arXiv 2601.21468) in JAX."""

@@ -1,0 +1,72 @@
+"""Packaging of memocr_jax. The ranges below are the ones the tests have passed with."""
+
+from setuptools import find_packages, setup
+
+MODEL = [
+    "jax>=0.10.2,<0.12",
+    "flax>=0.12.8,<0.13",
+    "optax>=0.2.8,<0.3",
+    "orbax-checkpoint>=0.12,<0.13",
+    "chex>=0.1.90,<0.2",
+    "jaxtyping>=0.3,<0.4",
+    "numpy>=2.2,<3",
+    "safetensors>=0.5,<0.9",
+    "tensorstore>=0.1.80",
+    "transformers>=5.10,<6",
+    "tokenizers>=0.22,<0.24",
+]
+DATA = [
+    "grain>=0.2.15,<0.3",
+    "tensorflow-datasets>=4.9.9,<5",
+]
+RENDER = [
+    "playwright>=1.55,<2",
+    "pillow>=11,<14",
+    "markdown-it-py>=4,<5",
+    "mdit-py-plugins>=0.5,<0.8",
+    "nh3>=0.3,<0.4",
+    "matplotlib>=3.10,<4",  # plots, and the DejaVu fonts that pages are drawn with
+    "fastapi>=0.115,<1",
+    "uvicorn>=0.34,<1",
+    "httpx>=0.28,<0.29",
+    "prometheus-client>=0.21,<1",
+]
+RUN = [
+    "tyro>=1.0,<2",
+    "pyyaml>=6,<7",
+    "rich>=13.9,<16",
+    "tensorboardX>=2.6,<3",
+    "psutil>=6,<8",
+]
+TEST = [
+    "pytest>=8.3,<10",
+    "pytest-timeout>=2.3,<3",
+    "hypothesis>=6.120,<7",
+    "ruff>=0.14,<0.18",
+    "torch==2.13.0",  # the reference that the model is compared with
+]
+
+setup(
+    name="memocr_jax",
+    version="0.1.0",
+    description="MemOCR (arXiv 2601.21468) in JAX: long documents read through a memory that is drawn as a page",
+    long_description=open("README.md", encoding="utf-8").read(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    packages=find_packages(include=["memocr_jax", "memocr_jax.*", "render", "render.*"]),
+    include_package_data=True,
+    package_data={
+        "memocr_jax": ["assets/**/*", "py.typed"],
+        "render": ["themes/*.css", "py.typed"],
+    },
+    python_requires=">=3.11",
+    install_requires=MODEL + DATA + RENDER + RUN,
+    extras_require={
+        "cuda": ["jax[cuda13]>=0.10.2,<0.12"],
+        "cuda12": ["jax[cuda12]>=0.10.2,<0.12"],
+        "tpu": ["jax[tpu]>=0.10.2,<0.12"],
+        "wandb": ["wandb>=0.19,<1"],
+        "dev": TEST,
+    },
+)
