@@ -1,0 +1,100 @@
+"""The types that flow through a step.
+
+Axes: Q questions, G group, K siblings, A objectives; B rows, P prefix, S suffix, L packed row length;
+R image rows, W windows per image row, N patch slots per window.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int32
+
+
+class TurnKind(enum.StrEnum):
+    """What a turn does. DRAFT writes a memory; the other three read its page."""
+
+    DRAFT = "DRAFT"
+    QA = "QA"  # the question, at the full training budget (objective std)
+    QA_LOWRES = "QA_LOWRES"  # the question, on the shrunk page (objective augM)
+    GAP_FILL = "GAP_FILL"  # a cloze over the memory's own text, at the full budget (objective augQ)
+
+
+READ_KINDS = (TurnKind.QA, TurnKind.QA_LOWRES, TurnKind.GAP_FILL)
+"""Order of the objective axis A in every [Q, G, A] array: std, augM, augQ (arXiv 2601.21468)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class QaExample:
+    """A question over a long document, tokenised and cut into chunks."""
+
+    example_id: str
+    question: str
+    chunks: tuple[np.ndarray, ...]
+    """Token ids of the document's chunks, i32[<= chunk_tokens] each."""
+    answers: tuple[str, ...]
+    """Accepted answers; empty means that the question cannot be scored."""
+    evidence: tuple[str, ...] = ()
+    """Sentences of the document that carry the answer."""
+
+    @property
+    def document_tokens(self) -> int:
+        return sum(len(chunk) for chunk in self.chunks)
+
+
+class VisionBatch(NamedTuple):
+    """Images as the vision tower takes them: a row per image, patches grouped by attention window.
+
+    Every window has all its slots, real or not, so one executable serves every aspect ratio with the
+    same number of windows; the four patches of a 2x2 merge unit are contiguous.
+    """
+
+    patches: Float[Array, "R W N patch"]
+    coords: Int32[Array, "R W N 2"]
+    """Row and column of each patch in its image, in patches."""
+    valid: Bool[Array, "R W N"]
+
+
+class Stop(enum.StrEnum):
+    """Why a completion ended."""
+
+    EOS = "eos"
+    LENGTH = "length"
+
+
+@dataclasses.dataclass(frozen=True)
+class Completion:
+    """What was sampled after a prompt: the ids as sampled, stop token included."""
+
+    tokens: np.ndarray
+    """i32[S]"""
+    sampler_logp: np.ndarray
+    """f32[S], log-probability of each token under the sampler (temperature applied, before top-p/top-k)."""
+    stop: Stop
+
+
+@dataclasses.dataclass(frozen=True)
+class Turn:
+    """One independent conversation of a trajectory, as token ids. Sampled text is never re-tokenised."""
+
+    q: int
+    g: int
+    kind: TurnKind
+    prefix: np.ndarray
+    """i32[P], the part of the prompt that siblings share."""
+    suffix: np.ndarray
+    """i32[S], the part of the prompt that is this turn's own."""
+    image: np.ndarray | None
+    """u8[H, W, 3] view of the page inside the prefix, or None for a draft."""
+    completion: Completion
+    chunk: int | None = None
+    """0-based chunk of a draft turn."""
+    valid: bool = True
+    """False when the turn must not be trained (no page, no question, nothing to score)."""
+
+    @property
+    def prompt_tokens(self) -> int:
+        return len(self.prefix) + len(self.suffix)
