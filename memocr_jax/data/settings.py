@@ -59,8 +59,8 @@ class SyntheticConfig:
         sentences = self.facts + self.distractors + self.filler
         if self.chunks > sentences:
             raise UserError(
-                f"{field}.chunks: {self.chunks} chunks need as many sentences, but facts + distractors + filler"
-                f" are {sentences}; raise one of them or lower chunks"
+                f"{field}.chunks: {self.chunks} chunks need as many sentences, but facts + distractors +"
+                f" filler are {sentences}; raise one of them or lower chunks"
             )
         people = self.facts + self.distractors + self.hops_max
         if self.names < people:
@@ -82,8 +82,8 @@ class DataConfig:
     validation_path: str = ""
     """File with the validation questions; empty = the last `validation_questions` of `path`."""
     pool_path: str = ""
-    """JSON lines of further paragraphs (`title`, `text`) to pad documents with; empty = paragraphs of the other
-    questions of the same file."""
+    """JSON lines of further paragraphs (`title`, `text`) to pad documents with; empty = the paragraphs of the
+    other questions of the same file."""
     document_tokens: int = 0
     """Length that assembled documents are padded to, in tokens; 0 = as they are."""
     chunk_tokens: int = 5000
