@@ -315,6 +315,7 @@ def _value(hint: Any, value: Any, source: str, name: str) -> Any:
 def validate(config: Config) -> None:
     """Raise UserError for values and combinations that cannot work, each with the nearest that can."""
     c = config
+    c.data.check()
     _at_least(
         1,
         {
@@ -335,8 +336,6 @@ def validate(config: Config) -> None:
             "mesh.tensor": c.mesh.tensor,
             "checkpoint.every_steps": c.checkpoint.every_steps,
             "checkpoint.keep": c.checkpoint.keep,
-            "data.chunk_tokens": c.data.chunk_tokens,
-            "data.max_chunks": c.data.max_chunks,
             "eval.samples": c.eval.samples,
         },
     )
@@ -379,7 +378,9 @@ def validate(config: Config) -> None:
             f"{min(c.agent.draft_max_new_tokens, c.agent.read_max_new_tokens)}"
         )
     if c.rl.weight_std + c.rl.weight_aug_m + c.rl.weight_aug_q <= 0:
-        raise UserError("rl.weight_std, rl.weight_aug_m and rl.weight_aug_q are all 0: nothing would be learned")
+        raise UserError(
+            "rl.weight_std, rl.weight_aug_m and rl.weight_aug_q are all 0: nothing would be learned"
+        )
     if c.rl.dual_clip != 0 and c.rl.dual_clip <= 1:
         raise UserError(f"rl.dual_clip is {c.rl.dual_clip}: use 0 (off) or a value above 1 such as 3.0")
     if c.rl.questions_per_step % c.rl.minibatch_questions:
@@ -400,7 +401,9 @@ def validate(config: Config) -> None:
                 f"the nearest that does is {max(rows, round(value / rows) * rows)}"
             )
     if not c.eval.budgets or min(c.eval.budgets) < 1:
-        raise UserError(f"eval.budgets is {list(c.eval.budgets)}: name one or more budgets of at least 1 token")
+        raise UserError(
+            f"eval.budgets is {list(c.eval.budgets)}: name one or more budgets of at least 1 token"
+        )
 
 
 def _at_least(least: float, values: dict[str, float]) -> None:

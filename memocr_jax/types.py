@@ -92,9 +92,29 @@ class Turn:
     completion: Completion
     chunk: int | None = None
     """0-based chunk of a draft turn."""
-    valid: bool = True
-    """False when the turn must not be trained (no page, no question, nothing to score)."""
 
     @property
     def prompt_tokens(self) -> int:
         return len(self.prefix) + len(self.suffix)
+
+
+class TrainBatch(NamedTuple):
+    """One micro-batch: B packed rows [prefix | siblings], and the T sampled tokens of each row.
+
+    The token at `target[b, t]` was sampled by `logits[b, predict_pos[b, t]]`; `loss_mask` says which of the T
+    slots are real, by provenance (sampled or not), never by comparing with a padding id.
+    """
+
+    tokens: Int32[Array, "B L"]
+    mrope_pos: Int32[Array, "B 3 L"]
+    segments: Int32[Array, "B L"]
+    """0 prefix, k >= 1 sibling k, -1 padding."""
+    image_slots: Int32[Array, "B L"]
+    vision: VisionBatch | None
+    predict_pos: Int32[Array, "B T"]
+    target: Int32[Array, "B T"]
+    loss_mask: Bool[Array, "B T"]
+    sequence: Int32[Array, "B T"]
+    """Sibling (0-based) that a sampled token belongs to, for sequence-level aggregation."""
+    advantage: Float[Array, "B T"]
+    sampler_logp: Float[Array, "B T"]

@@ -1,0 +1,58 @@
+"""Metrics as sums with their denominators: exact whatever the batching, padding or number of processes."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable
+
+
+@dataclasses.dataclass
+class WeightedMean:
+    """A mean kept as (weighted sum, weight); merged by addition, divided once."""
+
+    total: float = 0.0
+    weight: float = 0.0
+
+    def add(self, value: float, weight: float = 1.0) -> None:
+        """Add `value`, a mean over `weight` items."""
+        self.total += float(value) * float(weight)
+        self.weight += float(weight)
+
+    @property
+    def mean(self) -> float | None:
+        """The mean, or None when nothing was added: an empty mean is not zero."""
+        return self.total / self.weight if self.weight else None
+
+
+class Metrics:
+    """Named means and counts of one step; names are `stage/name`."""
+
+    def __init__(self) -> None:
+        self._means: dict[str, WeightedMean] = {}
+        self._counts: dict[str, float] = {}
+
+    def mean(self, name: str, values: float | Iterable[float], weight: float = 1.0) -> None:
+        """Add one value (of `weight` items) or several values to the mean `name`."""
+        mean = self._means.setdefault(name, WeightedMean())
+        if isinstance(values, Iterable):
+            for value in values:
+                mean.add(value)
+        else:
+            mean.add(values, weight)
+
+    def add_sum(self, name: str, total: float, weight: float) -> None:
+        """Add a sum over `weight` items to the mean `name`."""
+        mean = self._means.setdefault(name, WeightedMean())
+        mean.total += float(total)
+        mean.weight += float(weight)
+
+    def count(self, name: str, n: float = 1) -> None:
+        """Add `n` to the count `name`; counting 0 makes the name appear."""
+        self._counts[name] = self._counts.get(name, 0) + n
+
+    def as_dict(self) -> dict[str, float | None]:
+        """Every metric by name, sorted; a mean over nothing, or one that is not finite, is None (JSON null)."""
+        means = {name: mean.mean for name, mean in self._means.items()}
+        merged = {**means, **self._counts}
+        return {k: (None if v is None or not math.isfinite(v) else v) for k, v in sorted(merged.items())}

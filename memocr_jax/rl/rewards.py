@@ -1,0 +1,36 @@
+"""Scoring what the reader said: correctness alone, and whether there was anything to score."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from memocr_jax.answers import boxed_answer, exact_match
+from memocr_jax.rl.rollout import Reading
+from memocr_jax.types import READ_KINDS, QaExample
+
+
+@dataclasses.dataclass(frozen=True)
+class Scores:
+    """Rewards per question, sample and objective (std, augM, augQ: `types.READ_KINDS`)."""
+
+    rewards: Float[np.ndarray, "Q G A"]
+    scored: Bool[np.ndarray, "Q G A"]
+    """False: nothing to score (no page, no cloze, no answer); such an entry has weight 0 everywhere."""
+
+
+def score_readings(examples: Sequence[QaExample], group_size: int, readings: Sequence[Reading]) -> Scores:
+    """Reward 1 if the last boxed answer equals an accepted one after normalisation, else 0.
+
+    A question without an accepted answer trains nothing: none of its readings counts as scored.
+    """
+    shape = (len(examples), group_size, len(READ_KINDS))
+    rewards, scored = np.zeros(shape), np.zeros(shape, bool)
+    for reading in readings:
+        index = reading.turn.q, reading.turn.g, READ_KINDS.index(reading.turn.kind)
+        rewards[index] = exact_match(boxed_answer(reading.text), reading.expected)
+        scored[index] = bool(reading.expected) and bool(examples[reading.turn.q].answers)
+    return Scores(rewards, scored)

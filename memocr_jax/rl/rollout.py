@@ -1,0 +1,207 @@
+"""What the agent does with a question: draft over the chunks, render the memory, read the page.
+
+The same code serves training, evaluation and use; only sampling and the views differ.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import numpy as np
+from flax import nnx
+from render.views import degrade, fit, image_tokens
+
+from memocr_jax.config import AgentConfig, SamplingConfig
+from memocr_jax.generate import Engine, PromptGroup
+from memocr_jax.prompts import draft_prompt, read_prompt
+from memocr_jax.rl.gap_fill import GapFill, make_gap_fill
+from memocr_jax.rng import host_rng, row_key
+from memocr_jax.tokenizer import Tokenizer
+from memocr_jax.types import QaExample, Turn, TurnKind
+from render.types import MemoryPage
+
+
+class Renderer(Protocol):
+    """What the agent needs of a renderer (`render.RenderPool` or its remote client)."""
+
+    def render(self, memories: list[str]) -> list[MemoryPage]: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """A finished memory of question q, sample g: its text, the drafts that made it, and its page."""
+
+    q: int
+    g: int
+    text: str
+    drafts: tuple[Turn, ...]
+    page: MemoryPage | None = None
+
+    @property
+    def readable(self) -> bool:
+        return self.page is not None and self.page.pixels is not None
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """One answer read off a page."""
+
+    turn: Turn
+    text: str
+    """The decoded answer."""
+    asked: str
+    """The question or the cloze."""
+    expected: tuple[str, ...]
+    """Accepted answers."""
+
+    @property
+    def view_tokens(self) -> int:
+        return image_tokens(self.turn.image)
+
+
+@dataclasses.dataclass(frozen=True)
+class ReadRequest:
+    """A view of a memory's page, and what is asked of it: siblings that share the view."""
+
+    memory: Memory
+    view: np.ndarray
+    """u8[H, W, 3], sides multiples of 28 px"""
+    questions: tuple[tuple[TurnKind, str, tuple[str, ...]], ...]
+    """(kind, question, accepted answers) of each sibling."""
+    label: str = ""
+    """Distinguishes the random streams of several readings of one page (evaluation: the budget)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Agent:
+    """The memory agent over an engine and a renderer.
+
+    `seed` and the `label` of each call (a step number, "evaluate") name the random streams.
+    """
+
+    engine: Engine
+    tokenizer: Tokenizer
+    renderer: Renderer
+    config: AgentConfig
+    seed: int
+    progress: Callable[[str, int, int], None] = lambda stage, done, total: None
+
+    def draft_memories(
+        self,
+        params: nnx.State,
+        examples: Sequence[QaExample],
+        samples: int,
+        sampling: SamplingConfig,
+        label: str | int,
+    ) -> list[Memory]:
+        """Read every document chunk by chunk; `samples` memories for each question, ordered by (q, g).
+
+        At each chunk a question's samples are one group: they share description, question and article, and
+        differ in the memory so far.
+        """
+        texts = {(q, g): "" for q in range(len(examples)) for g in range(samples)}
+        drafts: dict[tuple[int, int], list[Turn]] = {key: [] for key in texts}
+        for chunk in range(max((len(e.chunks) for e in examples), default=0)):
+            questions = [q for q, example in enumerate(examples) if chunk < len(example.chunks)]
+            groups = [
+                self._draft_group(examples[q], chunk, [texts[q, g] for g in range(samples)], label)
+                for q in questions
+            ]
+            completions = self.engine.generate(
+                params,
+                groups,
+                self.config.draft_max_new_tokens,
+                sampling,
+                lambda done, total, chunk=chunk: self.progress(f"draft {chunk + 1}", done, total),
+            )
+            for q, group, answers in zip(questions, groups, completions, strict=True):
+                for g, completion in enumerate(answers):
+                    turn = Turn(
+                        q, g, TurnKind.DRAFT, group.prefix, group.suffixes[g], None, completion, chunk
+                    )
+                    drafts[q, g].append(turn)
+                    texts[q, g] = self.tokenizer.decode(completion.tokens)
+        return [Memory(q, g, texts[q, g], tuple(drafts[q, g])) for q, g in texts]
+
+    def _draft_group(
+        self, example: QaExample, chunk: int, memories: Sequence[str], label: str | int
+    ) -> PromptGroup:
+        prefix, suffixes, keys = [], [], []
+        for g, memory in enumerate(memories):
+            prompt = draft_prompt(example.question, example.chunks[chunk], memory, self.config.memory_format)
+            prefix, suffix = self.tokenizer.encode_prompt(prompt)
+            suffixes.append(np.array(suffix, np.int32))
+            keys.append(row_key(self.seed, "draft", label, example.example_id, g, chunk))
+        return PromptGroup(np.array(prefix, np.int32), tuple(suffixes), tuple(keys))
+
+    def render_memories(self, memories: Sequence[Memory]) -> list[Memory]:
+        """The memories with their pages. A page that fails is a status, never an exception."""
+        self.progress("render", 0, len(memories))
+        pages = self.renderer.render([memory.text for memory in memories])
+        return [dataclasses.replace(memory, page=page) for memory, page in zip(memories, pages, strict=True)]
+
+    def read_pages(
+        self,
+        params: nnx.State,
+        examples: Sequence[QaExample],
+        requests: Sequence[ReadRequest],
+        sampling: SamplingConfig,
+        label: str | int,
+    ) -> list[Reading]:
+        """Answer every question of every request, in order. Siblings of a request share its view."""
+        groups = [self._read_group(examples[r.memory.q].example_id, r, label) for r in requests]
+        completions = self.engine.generate(
+            params,
+            groups,
+            self.config.read_max_new_tokens,
+            sampling,
+            lambda done, total: self.progress("read", done, total),
+        )
+        readings = []
+        for request, group, answers in zip(requests, groups, completions, strict=True):
+            for k, ((kind, question, expected), completion) in enumerate(
+                zip(request.questions, answers, strict=True)
+            ):
+                memory = request.memory
+                turn = Turn(
+                    memory.q, memory.g, kind, group.prefix, group.suffixes[k], request.view, completion
+                )
+                readings.append(Reading(turn, self.tokenizer.decode(completion.tokens), question, expected))
+        return readings
+
+    def _read_group(self, example_id: str, request: ReadRequest, label: str | int) -> PromptGroup:
+        prefix, suffixes, keys = [], [], []
+        for kind, question, _ in request.questions:
+            prompt = read_prompt(question)
+            prefix, suffix = self.tokenizer.encode_prompt(prompt, [image_tokens(request.view)])
+            suffixes.append(np.array(suffix, np.int32))
+            keys.append(
+                row_key(self.seed, "read", label, example_id, request.memory.g, str(kind), request.label)
+            )
+        return PromptGroup(np.array(prefix, np.int32), tuple(suffixes), tuple(keys), request.view)
+
+    def training_requests(
+        self, examples: Sequence[QaExample], memories: Sequence[Memory], label: str | int
+    ) -> list[ReadRequest]:
+        """The three readings of every readable memory: std and augQ on one view, augM on the shrunk one."""
+        requests = []
+        for memory in memories:
+            if not memory.readable:
+                continue
+            example, pixels, config = examples[memory.q], memory.page.pixels, self.config
+            question = (TurnKind.QA, example.question, example.answers)
+            full = (question,)
+            if cloze := self.gap_fill(example.example_id, memory, label):
+                full += ((TurnKind.GAP_FILL, cloze.question, (cloze.answer,)),)
+            low_res = (TurnKind.QA_LOWRES, example.question, example.answers)
+            shrunk = degrade(pixels, config.budget_tokens, config.low_res_factor, config.low_res_mode)
+            requests.append(ReadRequest(memory, fit(pixels, config.budget_tokens), full))
+            requests.append(ReadRequest(memory, shrunk, (low_res,)))
+        return requests
+
+    def gap_fill(self, example_id: str, memory: Memory, label: str | int) -> GapFill | None:
+        """The cloze over a memory's text, drawn from its own stream; None when it has too few words."""
+        rng = host_rng(self.seed, "gap_fill", label, example_id, memory.g)
+        return make_gap_fill(memory.text, rng, self.config.gap_fill_window_chars, self.config.gap_fill_blanks)
