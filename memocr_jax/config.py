@@ -191,11 +191,11 @@ class Config:
     run: RunConfig = RunConfig()
     model: ModelConfig = ModelConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()
-    data: DataConfig = DataConfig()
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
     agent: AgentConfig = AgentConfig()
     sampling: SamplingConfig = SamplingConfig()
     engine: EngineConfig = EngineConfig()
-    render: RenderSettings = RenderSettings()
+    render: RenderSettings = dataclasses.field(default_factory=RenderSettings)
     rl: RLConfig = RLConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     train: TrainConfig = TrainConfig()
@@ -366,21 +366,20 @@ def validate(config: Config) -> None:
         raise UserError("model.path is empty: name a Hugging Face directory or a config.json")
     if c.sampling.temperature <= 0:
         raise UserError(
-            f"sampling.temperature is {c.sampling.temperature}: training samples, use a value above 0 such as 1.0"
+            f"sampling.temperature is {c.sampling.temperature}: training samples, so use a value "
+            "above 0 such as 1.0"
         )
     for name, value in {"sampling.top_p": c.sampling.top_p, "eval.top_p": c.eval.top_p}.items():
         if not 0 < value <= 1:
             raise UserError(f"{name} is {value}: use a probability above 0 and at most 1")
     if c.sampling.min_new_tokens > min(c.agent.draft_max_new_tokens, c.agent.read_max_new_tokens):
         raise UserError(
-            f"sampling.min_new_tokens is {c.sampling.min_new_tokens}, more than agent.draft_max_new_tokens or "
-            f"agent.read_max_new_tokens; use at most "
+            f"sampling.min_new_tokens is {c.sampling.min_new_tokens}, more than a completion may have "
+            "(agent.draft_max_new_tokens, agent.read_max_new_tokens); use at most "
             f"{min(c.agent.draft_max_new_tokens, c.agent.read_max_new_tokens)}"
         )
     if c.rl.weight_std + c.rl.weight_aug_m + c.rl.weight_aug_q <= 0:
-        raise UserError(
-            "rl.weight_std, rl.weight_aug_m and rl.weight_aug_q are all 0: nothing would be learned"
-        )
+        raise UserError("rl.weight_std, weight_aug_m and weight_aug_q are all 0: nothing would be learned")
     if c.rl.dual_clip != 0 and c.rl.dual_clip <= 1:
         raise UserError(f"rl.dual_clip is {c.rl.dual_clip}: use 0 (off) or a value above 1 such as 3.0")
     if c.rl.questions_per_step % c.rl.minibatch_questions:
@@ -401,9 +400,7 @@ def validate(config: Config) -> None:
                 f"the nearest that does is {max(rows, round(value / rows) * rows)}"
             )
     if not c.eval.budgets or min(c.eval.budgets) < 1:
-        raise UserError(
-            f"eval.budgets is {list(c.eval.budgets)}: name one or more budgets of at least 1 token"
-        )
+        raise UserError(f"eval.budgets is {list(c.eval.budgets)}: name budgets of at least 1 token")
 
 
 def _at_least(least: float, values: dict[str, float]) -> None:

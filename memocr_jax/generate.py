@@ -111,7 +111,7 @@ class Engine:
         A completion ends with a stop token (kept) or at `max_new_tokens`.
         """
         started = time.perf_counter()
-        # Similar lengths share a batch, so that padding is small; the result is put back in the caller's order.
+        # Similar lengths share a batch, so that padding is small; results go back in the caller's order.
         order = sorted(range(len(groups)), key=lambda i: (len(groups[i].suffixes), len(groups[i].prefix)))
         results: list[list[Completion]] = [[] for _ in groups]
         done = 0

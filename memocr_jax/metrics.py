@@ -52,7 +52,7 @@ class Metrics:
         self._counts[name] = self._counts.get(name, 0) + n
 
     def as_dict(self) -> dict[str, float | None]:
-        """Every metric by name, sorted; a mean over nothing, or one that is not finite, is None (JSON null)."""
+        """Every metric by name, sorted; a mean over nothing, or not finite, is None (JSON null)."""
         means = {name: mean.mean for name, mean in self._means.items()}
         merged = {**means, **self._counts}
         return {k: (None if v is None or not math.isfinite(v) else v) for k, v in sorted(merged.items())}

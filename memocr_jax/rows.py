@@ -1,4 +1,4 @@
-"""Packed rows [prefix | sibling 1 | ... | sibling K]: how prompts become arrays, for decoding and training alike."""
+"""Packed rows [prefix | sibling 1 | ... | sibling K]: prompts as arrays, for decoding and training alike."""
 
 from __future__ import annotations
 
@@ -39,10 +39,11 @@ class PackedRows:
         image_grid: tuple[int, int, int] | None,
         config: Qwen25VLConfig,
     ) -> int:
-        """Put a prefix at the row's start and sibling k at `starts[k]`; return the position after the prefix.
+        """Put a prefix at the row's start and sibling k at `starts[k]`.
 
-        `image_slots` i32[M] are the feature indices of the prefix's image tokens, `image_grid` (1, h, w) its size
-        in patches. Siblings are text: their positions count on from the prefix's last.
+        `image_slots` i32[M] are the feature indices of the prefix's image tokens, `image_grid` (1, h, w) is its
+        size in patches. Siblings are text: their positions count on from the prefix's last. Returns the position
+        after the prefix.
         """
         positions = mrope_positions(prefix, [image_grid] if image_grid else [], config)
         following = int(positions.max()) + 1 if len(prefix) else 0

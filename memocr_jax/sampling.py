@@ -18,10 +18,10 @@ def sample_tokens(
 ) -> tuple[Int32[Array, B], Float[Array, B]]:
     """One token per row, with its log-probability.
 
-    The draw is Gumbel-max with the row's own key folded with `position` (tokens sampled so far), so it depends
-    on nothing else in the batch. The log-probability is that of the tempered distribution before top-k, top-p
-    and `min_new_tokens` cut it, which is what the trainer recomputes. Greedy (temperature 0) takes the arg max
-    and reports its log-probability at temperature 1.
+    The draw is Gumbel-max with the row's own key folded with `position` (tokens sampled so far), so it
+    depends on nothing else in the batch. The log-probability is that of the tempered distribution before
+    top-k, top-p and `min_new_tokens` cut it, which is what the trainer recomputes. Greedy (temperature 0)
+    takes the arg max and reports its log-probability at temperature 1.
     """
     greedy = sampling.temperature == 0
     scaled = logits if greedy else logits / sampling.temperature

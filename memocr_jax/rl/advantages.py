@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 def group_advantages(
     rewards: Float[np.ndarray, "Q G A"], scored: Bool[np.ndarray, "Q G A"], normalize_by_std: bool = False
 ) -> Float[np.ndarray, "Q G A"]:
-    """A_k = reward minus the mean over the group, for each objective k by itself (arXiv 2601.21468, section 3).
+    """A_k = reward minus the mean over the group, each objective k by itself (arXiv 2601.21468).
 
     Means are over the samples that were scored; an unscored entry has advantage 0 and moves no mean.
     `normalize_by_std` divides by the group's (population) standard deviation plus 1e-6, as GRPO does

@@ -28,7 +28,7 @@ def clipped_policy_loss(
     """Token losses of PPO's clipped objective (arXiv 1707.06347, eq. 7), and where the clip was active.
 
     The ratio may leave [1 - clip_low, 1 + clip_high] without effect (clip-higher when they differ,
-    arXiv 2503.14476). With `dual_clip` c > 1, a negative advantage costs at most -c A (arXiv 1912.09729, eq. 5).
+    arXiv 2503.14476). With `dual_clip` c > 1 a negative advantage costs at most -c A (arXiv 1912.09729).
     """
     ratio = jnp.exp(logp - old_logp)
     plain = -advantage * ratio

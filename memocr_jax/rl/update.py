@@ -1,4 +1,4 @@
-"""The learner: log-probabilities, gradients accumulated over micro-batches, one optimiser update a mini-batch."""
+"""The learner: log-probabilities, accumulated gradients, one optimiser update for each mini-batch."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ class Learner:
             [
                 (
                     batch,
-                    # A single update starts from the sampling policy: its own log-probabilities are the old ones.
+                    # A single update starts from the sampling policy: its own logp are the old ones.
                     None if first else self._logp(state.params, batch),
                     self._logp(self._ref_params, batch) if self._rl.kl_coef else None,
                 )
