@@ -80,8 +80,8 @@ Section of the document:
 Memory so far:
 {memory}
 
-Write the memory anew{format}. Keep what helps to answer the question, add what this section says about it and \
-leave out the rest. Give the largest type to the facts that matter most. Write nothing but the memory."""
+Write the memory anew{format}. Keep what helps to answer the question, add what this section says about it \
+and leave out the rest. Give the largest type to the facts that matter most. Write nothing but the memory."""
     """One drafting turn: {question}, {article}, {memory}, {format}."""
 
     markdown: str = " in Markdown, with headings (# and ##), bold and plain text"

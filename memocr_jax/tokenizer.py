@@ -32,7 +32,7 @@ class Tokenizer:
         """Read the contents of a `tokenizer.json`; `source` names it in errors (`UserError`)."""
         try:
             self._full = _Backend.from_str(tokenizer_json)
-            # Without its added tokens the tokenizer cannot mistake a document's "<|im_end|>" for the real one.
+            # Without added tokens a document's "<|im_end|>" cannot be mistaken for the real one.
             self._plain = _Backend.from_str(json.dumps({**json.loads(tokenizer_json), "added_tokens": []}))
         except Exception as error:  # the library raises bare Exception for whatever is wrong in the file
             raise UserError(f"tokenizer.path: {source} is not a tokenizer.json ({error})") from None

@@ -49,7 +49,7 @@ class SyntheticConfig:
 
     def check(self, field: str = "data.synthetic") -> None:
         """Raise `UserError` for a value that cannot work, naming it as `field`.NAME."""
-        least = {"questions": 1, "names": 4, "attributes": 1, "values": 5, "facts": 1, "hops_min": 1}
+        least = {"questions": 1, "names": 10, "attributes": 1, "values": 5, "facts": 1, "hops_min": 1}
         for name in ("questions", "names", "attributes", "values", "facts", "hops_min"):
             _at_least(f"{field}.{name}", getattr(self, name), least[name])
         for name in ("distractors", "filler", "chunks"):
@@ -62,7 +62,8 @@ class SyntheticConfig:
                 f"{field}.chunks: {self.chunks} chunks need as many sentences, but facts + distractors +"
                 f" filler are {sentences}; raise one of them or lower chunks"
             )
-        people = self.facts + self.distractors + self.hops_max
+        # Twice as many people as one document can need, so that drawing the next one never takes long.
+        people = 2 * (self.facts + self.distractors + self.hops_max)
         if self.names < people:
             raise UserError(
                 f"{field}.names: {self.names} is too few for {self.facts} facts and {self.distractors}"
