@@ -1,0 +1,133 @@
+"""Attention behind one interface; the implementation is chosen by an argument, never by what is found.
+
+Three uses: `packed` (training and prefill of rows [prefix | siblings]), `bidirectional` (vision), and
+`decode` (one token per sibling over a shared prefix cache and its own suffix cache).
+Scores and softmax are float32.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int32
+
+Implementation = Literal["xla"]
+"""xla: chunked over queries, runs everywhere."""
+
+MASKED = -0.7 * float(jnp.finfo(jnp.float32).max)
+"""Score of an invisible key: finite, so a query that sees nothing (padding) gives a number, not NaN."""
+
+QUERY_CHUNK = 512
+"""Queries whose scores exist at once in the XLA path; [heads, L, L] never does."""
+
+
+def visible(
+    query_segments: Int32[Array, "B q"], key_segments: Int32[Array, "B k"], first_query: int = 0
+) -> Bool[Array, "B q k"]:
+    """Which keys a query of a packed row sees: not later, and in the prefix (0) or its own sibling.
+
+    `first_query` is the row index of the first query; the first key has row index 0. Padding is -1.
+    """
+    query_index = first_query + jnp.arange(query_segments.shape[1])
+    causal = jnp.arange(key_segments.shape[1])[None, :] <= query_index[:, None]
+    keys, queries = key_segments[:, None, :], query_segments[:, :, None]
+    return causal[None] & (keys >= 0) & ((keys == 0) | (keys == queries))
+
+
+def packed(
+    q: Float[Array, "B L heads dim"],
+    k: Float[Array, "B L kv_heads dim"],
+    v: Float[Array, "B L kv_heads dim"],
+    segments: Int32[Array, "B L"],
+    *,
+    implementation: Implementation = "xla",
+    query_chunk: int = QUERY_CHUNK,
+) -> Float[Array, "B L heads dim"]:
+    """Attention within packed rows: prefix 0, siblings >= 1, padding -1 (see `visible`).
+
+    Grouped-query: kv head h serves query heads h * group .. (h + 1) * group - 1.
+    """
+    if implementation != "xla":
+        raise ValueError(f"attention implementation {implementation!r} is not one of: xla")
+    length = q.shape[1]
+    if length <= query_chunk:
+        return _attend(q, k, v, visible(segments, segments))
+    # Each chunk keeps only its inputs for the backward pass, and sees no key after its last query.
+    attend = jax.checkpoint(_attend)
+    outputs = []
+    for start in range(0, length, query_chunk):
+        end = min(start + query_chunk, length)
+        mask = visible(segments[:, start:end], segments[:, :end], first_query=start)
+        outputs.append(attend(q[:, start:end], k[:, :end], v[:, :end], mask))
+    return jnp.concatenate(outputs, axis=1)
+
+
+def bidirectional(
+    q: Float[Array, "B L heads dim"],
+    k: Float[Array, "B L heads dim"],
+    v: Float[Array, "B L heads dim"],
+    valid: Bool[Array, "B L"],
+    *,
+    implementation: Implementation = "xla",
+    query_chunk: int = QUERY_CHUNK,
+) -> Float[Array, "B L heads dim"]:
+    """Every query sees every valid key of its row."""
+    if implementation != "xla":
+        raise ValueError(f"attention implementation {implementation!r} is not one of: xla")
+    length = q.shape[1]
+    mask = valid[:, None, :]
+    if length <= query_chunk:
+        return _attend(q, k, v, mask)
+    attend = jax.checkpoint(_attend)
+    chunks = [attend(q[:, s : s + query_chunk], k, v, mask) for s in range(0, length, query_chunk)]
+    return jnp.concatenate(chunks, axis=1)
+
+
+def decode(
+    q: Float[Array, "Q K heads dim"],
+    prefix_k: Float[Array, "Q P kv_heads dim"],
+    prefix_v: Float[Array, "Q P kv_heads dim"],
+    prefix_valid: Bool[Array, "Q P"],
+    suffix_k: Float[Array, "Q K T kv_heads dim"],
+    suffix_v: Float[Array, "Q K T kv_heads dim"],
+    suffix_valid: Bool[Array, "Q K T"],
+) -> Float[Array, "Q K heads dim"]:
+    """One query per sibling over the group's shared prefix and the sibling's own suffix.
+
+    The prefix is read once for all K siblings; the two softmaxes share one maximum and one denominator,
+    so the result equals attention over the concatenation (arXiv 2402.05099, section 3.2).
+    """
+    groups, siblings, heads, dim = q.shape
+    kv_heads = prefix_k.shape[-2]
+    q = q.reshape(groups, siblings, kv_heads, heads // kv_heads, dim)
+    f32, scale = jnp.float32, dim**-0.5
+    near = jnp.einsum("QKhgd,QKThd->QKhgT", q, suffix_k, preferred_element_type=f32)
+    far = jnp.einsum("QKhgd,QPhd->QKhgP", q, prefix_k, preferred_element_type=f32)
+    near = jnp.where(suffix_valid[:, :, None, None, :], near * scale, MASKED)
+    far = jnp.where(prefix_valid[:, None, None, None, :], far * scale, MASKED)
+    top = jnp.maximum(
+        near.max(-1, keepdims=True), far.max(-1, keepdims=True, initial=MASKED)
+    )  # initial: P may be 0
+    near, far = jnp.exp(near - top), jnp.exp(far - top)
+    total = near.sum(-1) + far.sum(-1)
+    out = jnp.einsum("QKhgT,QKThd->QKhgd", near.astype(q.dtype), suffix_v, preferred_element_type=f32)
+    out += jnp.einsum("QKhgP,QPhd->QKhgd", far.astype(q.dtype), prefix_v, preferred_element_type=f32)
+    return (out / total[..., None]).reshape(groups, siblings, heads, dim).astype(q.dtype)
+
+
+def _attend(
+    q: Float[Array, "B q heads dim"],
+    k: Float[Array, "B k kv_heads dim"],
+    v: Float[Array, "B k kv_heads dim"],
+    mask: Bool[Array, "B #q k"],
+) -> Float[Array, "B q heads dim"]:
+    """Masked grouped-query attention with all scores of the given queries at once."""
+    batch, queries, heads, dim = q.shape
+    kv_heads = k.shape[2]
+    q = q.reshape(batch, queries, kv_heads, heads // kv_heads, dim)
+    scores = jnp.einsum("bqhgd,bkhd->bhgqk", q, k, preferred_element_type=jnp.float32)
+    scores = jnp.where(mask[:, None, None], scores * dim**-0.5, MASKED)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+    return jnp.einsum("bhgqk,bkhd->bqhgd", weights, v).reshape(batch, queries, heads, dim)

@@ -1,0 +1,125 @@
+"""Where arrays live. The only file that names mesh axes.
+
+Parameters carry logical axes (what a dimension means); the table below says over which mesh axis each is
+split. `data` holds copies of the parameters, `fsdp` splits them and the batch (arXiv 2004.13336), `tensor`
+splits heads and channels of a layer (arXiv 1909.08053).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from memocr_jax.errors import UserError
+
+AXES = ("data", "fsdp", "tensor")
+BATCH = ("data", "fsdp")
+"""Mesh axes over which the leading axis of a batch is split."""
+
+RULES: dict[str, str | None] = {
+    "layers": None,
+    # decoder
+    "vocab": "tensor",
+    "embed": "fsdp",
+    "q_heads": "tensor",
+    "kv_heads": "tensor",
+    "mlp": "tensor",
+    # vision tower: about 0.7 of 8 billion parameters; its fused QKV and widths do not split by heads
+    "vision_embed": "fsdp",
+    "vision_qkv": None,
+    "vision_heads": None,
+    "vision_mlp": None,
+    "merger_in": "fsdp",
+    "merger_inner": "tensor",
+    "channels": None,
+    "frames": None,
+    "patch": None,
+}
+"""Logical axis -> mesh axis, or None where it is never split."""
+
+
+class MeshSizes(Protocol):
+    """The section `mesh` of the configuration."""
+
+    data: int
+    fsdp: int
+    tensor: int
+
+
+def make_mesh(config: MeshSizes, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh of data x fsdp x tensor over `devices` (default: all of this job).
+
+    Raises UserError when the sizes do not multiply to the number of devices.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    shape = tuple(getattr(config, axis) for axis in AXES)
+    if np.prod(shape) != len(devices):
+        raise UserError(
+            f"mesh.data x mesh.fsdp x mesh.tensor is {' x '.join(map(str, shape))} = {int(np.prod(shape))}, "
+            f"but there are {len(devices)} devices; for example set mesh.fsdp to "
+            f"{max(1, len(devices) // max(1, shape[0] * shape[2]))}"
+        )
+    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+
+
+def partition_spec(logical_axes: Sequence[str]) -> PartitionSpec:
+    """Mesh axes of a parameter's dimensions.
+
+    Raises ValueError for an axis the table does not know, or two that share a mesh axis: a mistake in the
+    model's code, not of the user.
+    """
+    unknown = [axis for axis in logical_axes if axis not in RULES]
+    if unknown:
+        raise ValueError(f"logical axes {unknown} have no rule in memocr_jax.sharding.RULES")
+    spec = [RULES[axis] for axis in logical_axes]
+    used = [axis for axis in spec if axis is not None]
+    if len(used) != len(set(used)):
+        raise ValueError(f"logical axes {tuple(logical_axes)} collide on the mesh: {tuple(spec)}")
+    return PartitionSpec(*spec)
+
+
+def param_shardings(abstract_state: nnx.State, mesh: Mesh) -> nnx.State:
+    """The sharding of every parameter, as a state of the same structure with NamedSharding leaves.
+
+    Raises UserError when a dimension does not divide over its mesh axis.
+    """
+
+    def sharding(path: tuple[Any, ...], variable: nnx.Variable) -> nnx.Variable:
+        value = variable.get_value()
+        spec = partition_spec(variable.logical_axes)
+        for size, logical, axis in zip(value.shape, variable.logical_axes, spec, strict=True):
+            if axis is not None and size % mesh.shape[axis]:
+                raise UserError(
+                    f"mesh.{axis} is {mesh.shape[axis]}, which does not divide axis {logical!r} ({size}) of "
+                    f"parameter {'.'.join(map(str, path))}; choose a divisor of {size}"
+                )
+        return variable.replace(NamedSharding(mesh, spec))
+
+    return nnx.map_state(sharding, abstract_state)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """The leading axis over data and fsdp, everything else whole."""
+    return NamedSharding(mesh, PartitionSpec(BATCH))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """A copy on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def constrain_batch(x: jax.Array, mesh: Mesh | None) -> jax.Array:
+    """Keep an activation split over its leading axis, where that axis divides; otherwise as it is."""
+    if mesh is None or x.shape[0] % batch_shards(mesh):
+        return x
+    return jax.lax.with_sharding_constraint(x, batch_sharding(mesh))
+
+
+def batch_shards(mesh: Mesh) -> int:
+    """Devices over which the leading axis of a batch is split: its length must be a multiple of this."""
+    return int(np.prod([mesh.shape[axis] for axis in BATCH]))
