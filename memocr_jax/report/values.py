@@ -1,0 +1,45 @@
+"""Values of a run's JSON files, which may be anything, as the text and numbers that are shown."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+
+def text(value: Any) -> str:
+    """Any JSON value as text to show."""
+    return "" if value is None else str(value)
+
+
+def texts(value: Any) -> tuple[str, ...]:
+    """A JSON list of texts; a single one is a list of one."""
+    if value is None:
+        return ()
+    return tuple(map(text, value)) if isinstance(value, list) else (text(value),)
+
+
+def finite(value: Any) -> float | None:
+    """A JSON value as a finite number, or None when it is not one."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return float(value)
+
+
+def whole(value: Any) -> int | None:
+    """A JSON value as an integer, or None when it is not one."""
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def short(value: float | None) -> str:
+    """A number in few characters: 12,345 · 1.23M · 0.0123 · 4.5e-07."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    size = abs(value)
+    if size >= 1e12:
+        return f"{value:.3g}"
+    for limit, unit in ((1e9, "G"), (1e6, "M")):
+        if size >= limit:
+            return f"{value / limit:.3g}{unit}"
+    if size >= 10_000 or value == int(value):
+        return f"{value:,.0f}"
+    return f"{value:.3g}" if size >= 1 or size < 1e-3 else f"{value:.3f}".rstrip("0").rstrip(".")
