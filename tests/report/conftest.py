@@ -19,6 +19,12 @@ KINDS = ("QA", "QA_LOWRES", "GAP_FILL")
 NAMES = ("Orlan Vek", "Mira Tosk", "Bex Ardune", "Lio Farrow", "Saro Whin")
 
 
+HOSTILE = (
+    "</pre></details></main><script>window.hacked = 1</script><img src=x onerror='window.hacked = 2'>"
+    '"><svg onload=window.hacked=3>{{ 7 * 191 }}{% raw %}&lt;\x00\x1b[31m\ud800\u202eltr --><!-- ]]>'
+)
+
+
 @dataclasses.dataclass
 class RunBuilder:
     """Writes a run directory piece by piece."""
@@ -183,3 +189,9 @@ def new_run(tmp_path):
         return RunBuilder(root)
 
     return build
+
+
+@pytest.fixture
+def hostile() -> str:
+    """Text that breaks out of every place of an HTML page that forgets to escape it."""
+    return HOSTILE

@@ -12,11 +12,6 @@ from memocr_jax.report.curves import draw_curves
 from memocr_jax.report.record import read_run
 from memocr_jax.report.trajectories import PictureReader, evenly, reward_spread, select_groups
 
-HOSTILE = (
-    "</pre></details></main><script>window.hacked = 1</script><img src=x onerror='window.hacked = 2'>"
-    '"><svg onload=window.hacked=3>{{ 7 * 191 }}{% raw %}&lt;\x00\x1b[31m\ud800\u202eltr --><!-- ]]>'
-)
-
 
 def groups_of(run, **limits):
     options = {"max_steps": 6, "questions_per_step": 2, "max_turns": 400} | limits
@@ -162,25 +157,25 @@ def test_every_metric_is_drawn_once(new_run):
     }
 
 
-def test_hostile_text_is_text(new_run):
-    run = new_run("<b>name").config(model={"path": HOSTILE.replace("\x00", "").replace("\x1b", "")})
+def test_hostile_text_is_text(new_run, hostile):
+    run = new_run("<b>name").config(model={"path": hostile.replace("\x00", "").replace("\x1b", "")})
     run.metrics(2).trajectories(
         1,
         group=1,
         chunks=1,
-        question=HOSTILE,
-        answers=[HOSTILE],
-        response=HOSTILE,
-        prompt=HOSTILE,
-        asked=HOSTILE,
-        expected=HOSTILE,
-        prediction=HOSTILE,
-        example_id=HOSTILE,
-        page_status=HOSTILE,
-        stop=HOSTILE,
+        question=hostile,
+        answers=[hostile],
+        response=hostile,
+        prompt=hostile,
+        asked=hostile,
+        expected=hostile,
+        prediction=hostile,
+        example_id=hostile,
+        page_status=hostile,
+        stop=hostile,
     )
     with (run.root / "metrics.jsonl").open("a") as file:
-        file.write(json.dumps({"step": 3, HOSTILE: 1.0}) + "\n")
+        file.write(json.dumps({"step": 3, hostile: 1.0}) + "\n")
     html = write_report(run.root).read_text()
     for markup in ("<script>window", "<img src=x", "<svg onload", "<b>name", "</pre></details></main>"):
         assert markup not in html

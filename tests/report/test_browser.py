@@ -1,0 +1,140 @@
+"""The report in a real Chromium: no console message, everything decodes, folding and the rest work."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+from playwright.sync_api import sync_playwright
+
+from memocr_jax.report import write_report
+from render.chromium import find_chromium
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=find_chromium(), args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def open_report(browser):
+    """Open a run's report offline; what the console says and every request for another resource is kept."""
+
+    def open_(run, **options):
+        page = browser.new_page(viewport={"width": 1300, "height": 900}, **options)
+        page.complaints = []
+        page.on("console", lambda message: page.complaints.append(message.text))
+        page.on("pageerror", lambda error: page.complaints.append(str(error)))
+        page.on("requestfailed", lambda request: page.complaints.append(request.url[:80]))
+        page.goto(write_report(run.root).as_uri())
+        return page
+
+    yield open_
+    for context in browser.contexts:
+        context.close()
+
+
+def test_pictures_decode_and_folding_works(new_run, open_report):
+    page = open_report(new_run().config().metrics(40).trajectories(1, questions=2).trajectories(3))
+    shown = page.locator("details.sample[open]")
+    assert shown.count() == 1, "one sample is open at first"
+    page.click("#unfold")
+    assert shown.count() == 12  # three questions, four samples each
+    sizes = page.evaluate(
+        """async () => {
+            document.querySelectorAll("details").forEach((d) => { d.open = true; });
+            const images = [...document.images];
+            await Promise.all(images.map((i) => { i.loading = "eager"; return i.decode(); }));
+            return images.map((i) => [i.naturalWidth, i.naturalHeight]);
+        }"""
+    )
+    assert len(sizes) == 36 and {w for w, _ in sizes} == {448, 364, 112}  # page, full view, low view
+    page.click("#fold")
+    assert shown.count() == 0 and page.locator("details.group[open]").count() == 0
+    page.locator("details.group > summary").nth(1).click()
+    assert page.locator("details.group").nth(1).get_attribute("open") is not None
+    assert page.complaints == []
+
+
+def test_low_resolution_is_enlarged_until_true_size_is_asked_for(new_run, open_report):
+    page = open_report(new_run().config().trajectories(1, group=1))
+    low = page.locator(".low img").first
+    assert low.evaluate("i => getComputedStyle(i).imageRendering") == "pixelated"
+    assert low.bounding_box()["width"] > 2 * 112
+    page.click("#size")
+    assert low.bounding_box()["width"] == 112
+    assert page.locator(".full img").first.bounding_box()["width"] == 364
+    assert page.complaints == []
+
+
+def test_light_and_dark(new_run, open_report):
+    run = new_run().config().metrics(2)
+    background = "getComputedStyle(document.body).backgroundColor"
+    light, dark = (open_report(run, color_scheme=scheme) for scheme in ("light", "dark"))
+    colours = light.evaluate(background), dark.evaluate(background)
+    assert colours[0] != colours[1]
+    light.click("#theme")
+    assert light.evaluate(background) == colours[1]
+    light.click("#theme")
+    assert light.evaluate(background) == colours[0]
+
+
+def test_the_pointer_names_step_and_values(new_run, open_report):
+    run = new_run().config()
+    rows = [{"step": s, "reward/std": s / 10, "reward/aug_m": None} for s in range(1, 11)]
+    (run.root / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    page = open_report(run)
+    svg = page.locator(".chart svg").first
+    box = svg.bounding_box()
+    page.mouse.move(box["x"] + box["width"] - 3, box["y"] + 20)
+    assert page.locator("#tip").inner_text().split() == ["step", "10", "std", "1"]
+    page.mouse.move(box["x"] + 5, box["y"] + 20)
+    assert page.locator("#tip").inner_text().split() == ["step", "1", "std", "0.1"]
+    page.mouse.move(1, 1)
+    assert page.locator("#tip").is_hidden()
+
+
+def test_hostile_text_stays_text(new_run, open_report, hostile):
+    run = new_run().config().metrics(2)
+    run.trajectories(
+        1, group=1, chunks=1, question=hostile, response=hostile, answers=[hostile], asked=hostile
+    )
+    with (run.root / "metrics.jsonl").open("a") as file:
+        file.write(
+            json.dumps({"step": 3, "reward/std": 1, f"x/{hostile}": 1.0, "loss/" + hostile: 2.0}) + "\n"
+        )
+    page = open_report(run)
+    page.evaluate("document.querySelectorAll('details').forEach((d) => { d.open = true; })")
+    assert page.evaluate("window.hacked") is None
+    assert page.locator("script").count() == 1 and page.locator("img[src=x]").count() == 0
+    assert "window.hacked = 1" in page.locator(".question").inner_text()
+    assert "window.hacked = 1" in page.locator(".draft > .text").inner_text()
+    box = page.locator(".chart svg").first.bounding_box()
+    page.mouse.move(box["x"] + 100, box["y"] + 50)
+    assert page.complaints == []
+
+
+def test_no_sideways_scrolling_on_a_phone(new_run, open_report):
+    page = open_report(new_run().config().metrics(40).trajectories(1))
+    page.set_viewport_size({"width": 390, "height": 800})
+    page.click("#unfold")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+def test_two_hundred_turns_open_quickly(new_run, open_report):
+    run = new_run().config().metrics(1000)
+    for step in (1, 2, 3):
+        run.trajectories(step, group=12, chunks=3)  # 12 x (3 drafts + 3 reads) = 72 turns
+    started = time.monotonic()
+    page = open_report(run)
+    opened = time.monotonic()
+    page.click("#unfold")
+    page.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+    unfolded = time.monotonic()
+    assert page.locator(".read").count() + page.locator("details.draft").count() == 216
+    assert opened - started < 5 and unfolded - opened < 5
+    assert page.complaints == []
