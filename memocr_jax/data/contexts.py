@@ -1,0 +1,181 @@
+"""Long documents for real questions: the gold passages among others, up to a length in tokens.
+
+Other passages never carry a supporting title or contain an answer. Which passages, and in which order,
+follows from the seed and the question's id alone, so the evidence of different questions lies at different
+places.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+
+from memocr_jax.answers import normalize
+from memocr_jax.data.rows import Paragraph, SourceQuestion
+from memocr_jax.errors import UserError
+from memocr_jax.tokenizer import Tokenizer
+
+LENGTH_TOLERANCE = 0.03
+"""A document may miss its target length by this share; a pool that cannot reach it is an error."""
+_FILL_SHARE = 0.995  # good enough to stop looking for a passage that still fits
+_MISSES = 64  # passages that did not fit, after which the document is taken as full
+_CLOSED = frozenset({"yes", "no", "noanswer"})
+
+
+@dataclasses.dataclass(frozen=True)
+class LongDocument:
+    """An assembled document."""
+
+    text: str
+    tokens: np.ndarray
+    """i32[T], exactly the tokenizer's encoding of `text`."""
+    gold_positions: tuple[int, ...]
+    """0-based places of the gold passages among the `num_passages`."""
+    num_passages: int
+
+
+class ContextBuilder:
+    """Assembles documents from a pool of passages; texts are normalised and tokenised once each."""
+
+    def __init__(self, pool: Iterable[Paragraph], tokenizer: Tokenizer, seed: int):
+        """`pool`: passages to pad with; those of the questions themselves may be among them."""
+        self._pool = tuple({_key(p): p for p in pool}.values())
+        self._tokenizer = tokenizer
+        self._seed = seed
+        self._normal: dict[Paragraph, str] = {}
+        self._ids: dict[Paragraph, np.ndarray] = {}
+        self._headers: list[np.ndarray] = []
+
+    def tokenize_pool(self) -> None:
+        """Tokenise the whole pool now, on all cores (otherwise a passage is tokenised when first used)."""
+        todo = [p for p in self._pool if p not in self._ids]
+        bodies = self._tokenizer.encode_batch([_body(p) for p in todo])
+        self._ids.update({p: np.asarray(ids, np.int32) for p, ids in zip(todo, bodies, strict=True)})
+
+    def build(self, question: SourceQuestion, target_tokens: int) -> LongDocument:
+        """The document of a question, at most `target_tokens` long (0: its own passages, all, shuffled).
+
+        Gold passages are always in, even where they alone are longer. Raises `UserError` when the pool cannot
+        bring the document within 3% of the target.
+        """
+        rng = np.random.default_rng([self._seed, *_digest(question.example_id)])
+        gold = [question.paragraphs[i] for i in question.gold]
+        if target_tokens == 0:
+            chosen = list(question.paragraphs)
+            is_gold = [i in question.gold for i in range(len(chosen))]
+        else:
+            chosen = gold + self._fill(question, gold, target_tokens, rng)
+            is_gold = [i < len(gold) for i in range(len(chosen))]
+        order = rng.permutation(len(chosen))
+        passages = [chosen[i] for i in order]
+        parts = [part for n, p in enumerate(passages) for part in (self._header(n), self._body_ids(p))]
+        return LongDocument(
+            text="".join(f"{_header(n)}{_body(p)}" for n, p in enumerate(passages)),
+            tokens=np.concatenate(parts),
+            gold_positions=tuple(n for n, i in enumerate(order) if is_gold[i]),
+            num_passages=len(passages),
+        )
+
+    def _fill(
+        self, question: SourceQuestion, gold: Sequence[Paragraph], target: int, rng: np.random.Generator
+    ) -> list[Paragraph]:
+        length = sum(len(self._header(n)) + len(self._body_ids(p)) for n, p in enumerate(gold))
+        filler: list[Paragraph] = []
+        misses = 0
+        for passage in self._candidates(question, gold, rng):
+            if length >= _FILL_SHARE * target or misses > _MISSES:
+                return filler
+            more = len(self._header(len(gold) + len(filler))) + len(self._body_ids(passage))
+            if length + more <= target:
+                filler.append(passage)
+                length += more
+            else:
+                misses += 1
+        if length < (1 - LENGTH_TOLERANCE) * target and misses == 0:
+            raise UserError(
+                f"data.document_tokens: {target} cannot be reached for question {question.example_id!r}: the "
+                f"pool of {len(self._pool)} passages gives {length}; name a larger data.pool_path or lower it"
+            )
+        return filler
+
+    def _candidates(
+        self, question: SourceQuestion, gold: Sequence[Paragraph], rng: np.random.Generator
+    ) -> Iterator[Paragraph]:
+        """Allowed filler: the question's own other passages first, then the pool's, each in random order."""
+        titles = {normalize(p.title) for p in gold}
+        answers = [normalize(answer) for answer in question.answers]
+        seen = {_key(p) for p in gold}
+        own = [p for i, p in enumerate(question.paragraphs) if i not in question.gold]
+        for source in (own, self._pool):
+            for index in rng.permutation(len(source)):
+                passage = source[index]
+                if _key(passage) in seen or normalize(passage.title) in titles:
+                    continue
+                seen.add(_key(passage))
+                if not contains_answer(self._normal_text(passage), answers):
+                    yield passage
+
+    def _normal_text(self, passage: Paragraph) -> str:
+        if passage not in self._normal:
+            self._normal[passage] = normalize(f"{passage.title} {passage.text}")
+        return self._normal[passage]
+
+    def _body_ids(self, passage: Paragraph) -> np.ndarray:
+        if passage not in self._ids:
+            self._ids[passage] = np.asarray(self._tokenizer.encode(_body(passage)), np.int32)
+        return self._ids[passage]
+
+    def _header(self, number: int) -> np.ndarray:
+        while len(self._headers) <= number:
+            ids = self._tokenizer.encode(_header(len(self._headers)))
+            self._headers.append(np.asarray(ids, np.int32))
+        return self._headers[number]
+
+
+def contains_answer(normal_text: str, normal_answers: Sequence[str]) -> bool:
+    """Whether a text holds one of the answers (all in normal form).
+
+    Any occurrence counts, also inside a word, but for yes and no, which must be words of their own ("no" is
+    in "know" and would leave hardly a passage).
+    """
+    words = f" {normal_text} "
+    return any(
+        f" {answer} " in words if answer in _CLOSED else answer in normal_text
+        for answer in normal_answers
+        if answer
+    )
+
+
+def cut_middle(tokens: np.ndarray, max_tokens: int) -> np.ndarray:
+    """Keep the first and last halves of a document longer than `max_tokens` (0: no limit)."""
+    if not 0 < max_tokens < len(tokens):
+        return tokens
+    head = (max_tokens + 1) // 2
+    return np.concatenate([tokens[:head], tokens[len(tokens) - (max_tokens - head) :]])
+
+
+def split_chunks(tokens: np.ndarray, chunk_tokens: int) -> tuple[np.ndarray, ...]:
+    """Cut a document into chunks of `chunk_tokens`, the last one shorter."""
+    return tuple(tokens[start : start + chunk_tokens] for start in range(0, len(tokens), chunk_tokens))
+
+
+# A document is the concatenation of headers and bodies, each of which ends in a newline and is followed by
+# a character that is not white space. No entry of a tokenizer with Qwen2.5's word pattern spans such a place,
+# so the parts' ids in a row are the ids of the whole text.
+def _header(number: int) -> str:
+    return f"Document {number + 1}:\n"
+
+
+def _body(passage: Paragraph) -> str:
+    return f"{passage.title}\n{passage.text}\n\n"
+
+
+def _key(passage: Paragraph) -> str:
+    return " ".join(passage.text.split()).lower()
+
+
+def _digest(example_id: str) -> list[int]:
+    return list(np.frombuffer(hashlib.sha256(example_id.encode()).digest(), np.uint32))

@@ -1,0 +1,152 @@
+"""Examples for training and evaluation, and the order in which steps take them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import grain
+import numpy as np
+
+from memocr_jax.data.contexts import ContextBuilder, cut_middle, split_chunks
+from memocr_jax.data.flashrag import read_flashrag, read_pool
+from memocr_jax.data.memagent import read_memagent
+from memocr_jax.data.rows import Rows, SourceQuestion
+from memocr_jax.data.settings import DataConfig
+from memocr_jax.data.synthetic import Split, SyntheticQuestion, SyntheticWorld
+from memocr_jax.errors import UserError
+from memocr_jax.tokenizer import Tokenizer
+from memocr_jax.types import QaExample
+
+
+class Examples(Sequence[QaExample]):
+    """Questions that become examples when asked for; `examples[i]` is the same every time."""
+
+    def __init__(self, questions: Sequence, make: Callable[..., QaExample], problems: Sequence[str] = ()):
+        self._questions = questions
+        self._make = make
+        self.problems = tuple(problems)
+        """Rows that were left out (lenient reading only): file, line, field."""
+
+    def __len__(self) -> int:
+        return len(self._questions)
+
+    def __getitem__(self, index: int) -> QaExample:
+        return self._make(self._questions[index])
+
+
+def load_examples(config: DataConfig, tokenizer: Tokenizer, split: Split) -> Examples:
+    """The examples of a split; documents are assembled and tokenised when asked for.
+
+    Splits: "train", "validation", and for the synthetic world also "test". Raises `UserError` for settings
+    that cannot work, missing files and (when `config.strict`) malformed rows.
+    """
+    config.check()
+    if config.source == "synthetic":
+        number = config.synthetic.questions if split == "train" else config.validation_questions
+        number = min(number, config.limit) if split == "train" and config.limit else number
+        world = SyntheticWorld(config.synthetic, config.seed, split, number)
+        return Examples(world, lambda question: _synthetic_example(question, config, tokenizer))
+    rows, others = _split_rows(config, split)
+    limited = rows.questions[: config.limit] if split == "train" and config.limit else rows.questions
+    builder = ContextBuilder(_pool(config, (*rows.questions, *others)), tokenizer, config.seed)
+    return Examples(
+        limited, lambda question: _source_example(question, config, tokenizer, builder), rows.problems
+    )
+
+
+class QuestionOrder:
+    """Which questions each step takes: `order[step]` is i64[questions_per_step], indices into the examples.
+
+    Every epoch is a new shuffle; questions left over at its end wait for the next one, so a step never takes
+    a question twice. Any step can be asked for directly: resuming needs nothing but the step's number.
+    """
+
+    def __init__(self, num_questions: int, questions_per_step: int, seed: int):
+        if num_questions < questions_per_step:
+            raise UserError(
+                f"rl.questions_per_step: {questions_per_step}, but there are only {num_questions} questions; "
+                "lower it or give more data"
+            )
+        self._dataset = (
+            grain.MapDataset.range(num_questions)
+            .seed(seed)
+            .shuffle()
+            .batch(questions_per_step, drop_remainder=True)
+            .repeat()
+        )
+        self.steps_per_epoch = num_questions // questions_per_step
+
+    def __getitem__(self, step: int) -> np.ndarray:
+        return self._dataset[step]
+
+
+def question_order(num_questions: int, questions_per_step: int, seed: int) -> QuestionOrder:
+    """The order of questions for a run; see `QuestionOrder`."""
+    return QuestionOrder(num_questions, questions_per_step, seed)
+
+
+def _synthetic_example(question: SyntheticQuestion, config: DataConfig, tokenizer: Tokenizer) -> QaExample:
+    sections = [np.asarray(ids, np.int32) for ids in tokenizer.encode_batch(question.sections)]
+    if config.synthetic.chunks == 0:
+        sections = list(_chunks(sections[0], config))
+    longest = max(len(section) for section in sections)
+    if longest > config.chunk_tokens:
+        raise UserError(
+            f"data.chunk_tokens: {config.chunk_tokens} is too small for a section of {longest} tokens; raise it, "
+            "or raise data.synthetic.chunks"
+        )
+    return QaExample(
+        example_id=question.example_id,
+        question=question.question,
+        chunks=tuple(sections),
+        answers=(question.answer,),
+        evidence=tuple(fact.sentence for fact in question.evidence),
+    )
+
+
+def _source_example(
+    question: SourceQuestion, config: DataConfig, tokenizer: Tokenizer, builder: ContextBuilder
+) -> QaExample:
+    if question.context:
+        tokens = np.asarray(tokenizer.encode(question.context), np.int32)
+    else:
+        tokens = builder.build(question, config.document_tokens).tokens
+    return QaExample(
+        example_id=question.example_id,
+        question=question.question,
+        chunks=_chunks(tokens, config),
+        answers=question.answers,
+        evidence=question.evidence,
+    )
+
+
+def _chunks(tokens: np.ndarray, config: DataConfig) -> tuple[np.ndarray, ...]:
+    return split_chunks(cut_middle(tokens, config.max_chunks * config.chunk_tokens), config.chunk_tokens)
+
+
+def _split_rows(config: DataConfig, split: Split) -> tuple[Rows, tuple[SourceQuestion, ...]]:
+    """The rows of a split, and the file's other questions (whose passages may serve as filler)."""
+    read = read_memagent if config.source == "memagent" else read_flashrag
+    if split == "test":
+        raise UserError(f"data.source: {config.source!r} has no test split; use train or validation")
+    if config.validation_path:
+        if split == "train":
+            return read(config.path, config.strict), ()
+        rows = read(config.validation_path, config.strict, "data.validation_path")
+        return Rows(rows.questions[: config.validation_questions], rows.problems), ()
+    rows = read(config.path, config.strict)
+    cut = len(rows.questions) - config.validation_questions
+    if cut < 1:
+        raise UserError(
+            f"data.validation_questions: {config.validation_questions} of the {len(rows.questions)} questions "
+            f"of {config.path} leave none to train on; lower it or name a data.validation_path"
+        )
+    train, validation = rows.questions[:cut], rows.questions[cut:]
+    mine, others = (train, validation) if split == "train" else (validation, train)
+    return Rows(mine, rows.problems), others
+
+
+def _pool(config: DataConfig, questions: Sequence[SourceQuestion]):
+    if config.pool_path:
+        return read_pool(config.pool_path, config.strict)
+    return [paragraph for question in questions for paragraph in question.paragraphs]

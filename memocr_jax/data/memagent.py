@@ -1,0 +1,76 @@
+"""Reader of MemAgent's training files (BytedTsinghua-SIA/hotpotqa on the Hugging Face hub, parquet).
+
+Columns: `context` (the document, numbered passages), `prompt` (a list with one chat message that asks the
+question), `reward_model` {ground_truth: list}, `extra_info` {index}.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from memocr_jax.data.rows import (
+    BadRow,
+    Rows,
+    SourceQuestion,
+    clean,
+    dict_field,
+    existing_file,
+    list_field,
+    read_rows,
+    text_field,
+)
+from memocr_jax.errors import UserError
+
+_BATCH_ROWS = 64  # rows of about 100 KB held at a time
+
+
+def read_memagent(path: str, strict: bool = True, field: str = "data.path") -> Rows:
+    """All questions of a parquet file. `UserError` names file, row (from 1) and column."""
+    return read_rows(path, _rows(path, field), parse_row, strict)
+
+
+def parse_row(row: dict) -> SourceQuestion:
+    """One row; raises `BadRow`."""
+    reward = dict_field(row, "reward_model")
+    truth = reward.get("ground_truth")
+    answers = (
+        [truth]
+        if isinstance(truth, str)
+        else list_field(reward, "ground_truth", str, "reward_model.ground_truth")
+    )
+    answers = [clean(answer) for answer in answers if clean(answer)]
+    if not answers:
+        raise BadRow("reward_model.ground_truth", "no answer that is not blank")
+    messages = list_field(row, "prompt", dict)
+    if len(messages) != 1:
+        raise BadRow("prompt", f"{len(messages)} messages, not one")
+    index = dict_field(row, "extra_info").get("index")
+    if not isinstance(index, int | str) or isinstance(index, bool):
+        raise BadRow("extra_info.index", "missing, or neither a number nor a string")
+    return SourceQuestion(
+        example_id=f"memagent-{index}",
+        question=text_field(messages[0], "content"),
+        answers=tuple(dict.fromkeys(answers)),
+        context=text_field(row, "context"),
+    )
+
+
+def _rows(path: str, field: str) -> Iterator[tuple[int, Any]]:
+    import pyarrow
+    import pyarrow.parquet
+
+    file = existing_file(path, field)
+    columns = ["prompt", "context", "reward_model", "extra_info"]
+    try:
+        table = pyarrow.parquet.ParquetFile(file)
+    except pyarrow.ArrowInvalid as error:
+        raise UserError(f"{field}: {path!r} is not a parquet file ({str(error).splitlines()[0]})") from None
+    missing = [column for column in columns if column not in table.schema_arrow.names]
+    if missing:
+        raise UserError(f"{path}: no column {missing[0]!r}; MemAgent's files have {', '.join(columns)}")
+    number = 0
+    for batch in table.iter_batches(batch_size=_BATCH_ROWS, columns=columns):
+        for row in batch.to_pylist():
+            number += 1
+            yield number, row
