@@ -1,0 +1,43 @@
+"""Memories to pages: Markdown or HTML in, pixels out, through headless Chromium. Knows no JAX.
+
+    from render import RenderPool
+    with RenderPool() as pool:
+        pages = pool.render(["# Amsterdam", "born in **1923**"])
+
+`settings`, `types`, `errors` import nothing heavy; `markdown` sanitises, `theme` styles, `chromium` finds
+and starts the browser, `sheet` draws many memories at once, `pool` does so with several browsers, `cache`
+keeps pages, `views` fits them to a budget of visual tokens; `server`, `client` and `bench` go over HTTP.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+from render.errors import RenderError
+from render.settings import RenderSettings
+from render.types import MemoryPage, PageStatus, Region
+
+if TYPE_CHECKING:
+    from render.client import RemoteRenderer, open_renderer
+    from render.pool import RenderPool
+
+__all__ = [
+    "MemoryPage",
+    "PageStatus",
+    "Region",
+    "RemoteRenderer",
+    "RenderError",
+    "RenderPool",
+    "RenderSettings",
+    "open_renderer",
+]
+
+# Loaded on first use, so that reading a configuration (which embeds RenderSettings) stays quick.
+_LAZY = {"RenderPool": "render.pool", "RemoteRenderer": "render.client", "open_renderer": "render.client"}
+
+
+def __getattr__(name: str):
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'render' has no attribute {name!r}")

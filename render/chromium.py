@@ -1,0 +1,270 @@
+"""Finding Chromium, starting it, and speaking its DevTools protocol over a pair of pipes.
+
+Pipes rather than a port: nothing listens, and Chromium ends by itself when our end closes, however this
+process dies. `posix_spawn` rather than fork: safe beside JAX's threads. Playwright's driver process would
+sit between us and every screenshot; here Playwright serves to install Chromium and as the measure to beat
+(`bench.py`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import functools
+import json
+import logging
+import os
+import select
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+from render.errors import RenderError
+
+log = logging.getLogger("render")
+
+INSTALL_HINT = (
+    "install it with 'apt-get install chromium-headless-shell' or 'python -m playwright install chromium'"
+)
+PATH_NAMES = (
+    "chromium-headless-shell",
+    "chrome-headless-shell",
+    "chromium",
+    "chromium-browser",
+    "google-chrome",
+)
+FLAGS = (
+    "--headless",
+    "--remote-debugging-pipe",
+    "--no-startup-window",
+    # One frame when asked, complete, and never otherwise.
+    "--enable-begin-frame-control",
+    "--run-all-compositor-stages-before-draw",
+    # The same pixels everywhere.
+    "--disable-gpu",
+    "--disable-lcd-text",
+    "--font-render-hinting=none",
+    "--force-color-profile=srgb",
+    "--force-device-scale-factor=1",
+    "--hide-scrollbars",
+    "--lang=en-US",
+    # Nothing in, nothing out: every name and address resolves to nothing.
+    "--host-resolver-rules=MAP * ~NOTFOUND",
+    "--proxy-server=http://127.0.0.1:9",
+    "--proxy-bypass-list=<-loopback>",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-extensions",
+    "--disable-domain-reliability",
+    "--no-pings",
+    "--mute-audio",
+    "--no-first-run",
+    "--no-default-browser-check",
+    "--disable-breakpad",
+    "--renderer-process-limit=1",
+)
+_PROFILE_PREFIX = "memocr-render-"
+_SMALL_SHM_BYTES = 512 << 20
+
+
+class BrowserGone(Exception):
+    """The browser process ended or its page crashed."""
+
+
+class BrowserTimeout(Exception):
+    """The browser did not answer in time."""
+
+
+class ProtocolError(Exception):
+    """The browser refused a command."""
+
+
+def find_chromium(setting: str = "") -> str:
+    """Path of the Chromium to use: `setting`, else PATH, else Playwright's own installation.
+
+    Raises `RenderError` with the command that installs it when there is none.
+    """
+    if setting:
+        path = shutil.which(setting)
+        if path is None:
+            raise RenderError(f"render.chromium is {setting!r}, which is no executable file; {INSTALL_HINT}")
+        return path
+    for name in PATH_NAMES:
+        if path := shutil.which(name):
+            return path
+    for pattern in ("chromium_headless_shell-*/*/*headless*shell", "chromium-*/*/chrome"):
+        found = sorted(path for path in _playwright_folder().glob(pattern) if os.access(path, os.X_OK))
+        if found:
+            return str(found[-1])
+    raise RenderError(f"no Chromium was found on PATH or in Playwright's folder; {INSTALL_HINT}")
+
+
+def _playwright_folder() -> Path:
+    # Playwright's documented places; its own variable wins because `playwright install` obeys it.
+    chosen = os.environ.get("PLAYWRIGHT_BROWSERS_PATH")
+    return Path(chosen) if chosen else Path.home() / ".cache" / "ms-playwright"
+
+
+@functools.cache
+def chromium_version(executable: str) -> str:
+    """What `executable --version` prints. Raises `RenderError` when it does not run."""
+    try:
+        done = subprocess.run(
+            [executable, "--version"], capture_output=True, text=True, timeout=30, check=True
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        raise RenderError(f"{executable!r} does not run ({type(error).__name__}); {INSTALL_HINT}") from None
+    return done.stdout.strip()
+
+
+@functools.cache
+def _sandbox_flags() -> tuple[str, ...]:
+    if os.geteuid() != 0:
+        return ()
+    log.warning("running as root: Chromium's sandbox is off; run as another user to have it on")
+    return ("--no-sandbox",)
+
+
+class Browser:
+    """One running Chromium: commands out, replies in, one thread at a time."""
+
+    def __init__(self, executable: str, max_memory_mb: int = 0, start_timeout_s: float = 30.0):
+        """Start `executable`. `max_memory_mb` limits each of its processes' writable memory (0: no limit).
+
+        Raises `BrowserGone` or `BrowserTimeout` when it does not come up; its last words are in the message.
+        """
+        self._profile = tempfile.mkdtemp(prefix=f"{_PROFILE_PREFIX}{os.getpid()}-")
+        self._next_id = 0
+        self._partial = bytearray()
+        self._events: list[dict] = []
+        self._spawn(executable, max_memory_mb)
+        try:
+            self.product = self.call("Browser.getVersion", timeout_s=start_timeout_s)["product"]
+        except (BrowserGone, BrowserTimeout) as error:
+            words = Path(self._profile, "stderr").read_text(errors="replace").strip().splitlines()
+            self.close()
+            raise type(error)(f"{executable} did not start: {words[-1] if words else error}") from None
+
+    def _spawn(self, executable: str, max_memory_mb: int) -> None:
+        child_in, self._write = os.pipe()
+        self._read, child_out = os.pipe()
+        for descriptor in (self._write, self._read):
+            fcntl.fcntl(descriptor, fcntl.F_SETPIPE_SZ, 1 << 20)
+        os.set_blocking(self._write, False)
+        flags = [*FLAGS, *_sandbox_flags(), f"--user-data-dir={self._profile}"]
+        if not os.path.isdir("/dev/shm") or shutil.disk_usage("/dev/shm").total < _SMALL_SHM_BYTES:
+            flags.append("--disable-dev-shm-usage")
+        # The shell sets the limit before Chromium exists and then becomes it.
+        limit = str(max_memory_mb * 1024) if max_memory_mb else "unlimited"
+        command = ["/bin/sh", "-c", 'ulimit -d "$0" && exec "$@"', limit, executable, *flags]
+        keep = ("PATH", "LD_LIBRARY_PATH", "FONTCONFIG_PATH", "FONTCONFIG_FILE")
+        environment = {name: os.environ[name] for name in keep if name in os.environ}
+        environment |= {"HOME": self._profile, "TMPDIR": self._profile, "LANG": "C.UTF-8"}
+        environment |= {"DBUS_SESSION_BUS_ADDRESS": "disabled:", "DBUS_SYSTEM_BUS_ADDRESS": "disabled:"}
+        stderr = os.path.join(self._profile, "stderr")
+        actions = [
+            (os.POSIX_SPAWN_DUP2, child_in, 3),
+            (os.POSIX_SPAWN_DUP2, child_out, 4),
+            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+            (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0),
+            (os.POSIX_SPAWN_OPEN, 2, stderr, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600),
+        ]
+        # Descriptors 3 and 4 may themselves be ends of these pipes; lift the child's ends out of the way.
+        high_in, high_out = (
+            fcntl.fcntl(child_in, fcntl.F_DUPFD_CLOEXEC, 64),
+            fcntl.fcntl(child_out, fcntl.F_DUPFD_CLOEXEC, 64),
+        )
+        actions[:2] = [(os.POSIX_SPAWN_DUP2, high_in, 3), (os.POSIX_SPAWN_DUP2, high_out, 4)]
+        try:
+            self.pid = os.posix_spawn(command[0], command, environment, file_actions=actions, setpgroup=0)
+        finally:
+            for descriptor in (child_in, child_out, high_in, high_out):
+                os.close(descriptor)
+
+    def call(
+        self, method: str, params: dict | None = None, session: str = "", timeout_s: float = 10.0
+    ) -> dict:
+        """Send a command and return its result. Raises `BrowserGone`, `BrowserTimeout`, `ProtocolError`."""
+        return self.wait(self.send(method, params, session), time.monotonic() + timeout_s)
+
+    def send(self, method: str, params: dict | None = None, session: str = "") -> int:
+        """Send a command without waiting; `wait` with the number returned fetches the result."""
+        self._next_id += 1
+        message = {"id": self._next_id, "method": method, "params": params or {}}
+        if session:
+            message["sessionId"] = session
+        rest = memoryview(json.dumps(message).encode() + b"\0")
+        deadline = time.monotonic() + 30.0
+        while rest:
+            try:
+                rest = rest[os.write(self._write, rest) :]
+            except BlockingIOError:
+                if not select.select([], [self._write], [], max(0.0, deadline - time.monotonic()))[1]:
+                    raise BrowserTimeout("the browser stopped reading commands") from None
+            except OSError as error:
+                raise BrowserGone(f"the browser is gone ({error.strerror})") from None
+        return self._next_id
+
+    def wait(self, number: int, deadline: float) -> dict:
+        """Result of command `number`; `deadline` is in `time.monotonic` seconds."""
+        while True:
+            message = self._receive(deadline)
+            if message.get("id") == number:
+                if "error" in message:
+                    raise ProtocolError(message["error"].get("message", "unknown error"))
+                return message["result"]
+            self._handle(message)
+
+    def _handle(self, message: dict) -> None:
+        method = message.get("method")
+        if method == "Fetch.requestPaused":  # second wall: whatever a page asks for is refused
+            request = {"requestId": message["params"]["requestId"], "errorReason": "BlockedByClient"}
+            self.send("Fetch.failRequest", request, message.get("sessionId", ""))
+        elif method in ("Inspector.targetCrashed", "Target.targetCrashed"):
+            raise BrowserGone("the page's process crashed")
+        elif method in ("Inspector.detached", "Target.detachedFromTarget"):
+            raise BrowserGone("the page is gone")
+
+    def _receive(self, deadline: float) -> dict:
+        start = 0
+        while (end := self._partial.find(b"\0", start)) < 0:
+            start = len(self._partial)
+            ready, _, _ = select.select([self._read], [], [], max(0.0, deadline - time.monotonic()))
+            if not ready:
+                raise BrowserTimeout("no answer within the time limit")
+            data = os.read(self._read, 1 << 20)
+            if not data:
+                raise BrowserGone("the browser ended")
+            self._partial += data
+        message = bytes(self._partial[:end])
+        del self._partial[: end + 1]
+        return json.loads(message)
+
+    def kill(self) -> None:
+        """Kill the browser's processes. The one method that another thread may call."""
+        if self.pid:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.pid, signal.SIGKILL)
+
+    def close(self) -> None:
+        """Kill the browser with all its processes and remove its files. May be called again."""
+        if self.pid:
+            self.kill()
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(self.pid, 0)
+            for descriptor in (self._read, self._write):
+                os.close(descriptor)
+            self.pid = 0
+        shutil.rmtree(self._profile, ignore_errors=True)
+
+
+def sweep_profiles() -> None:
+    """Remove browser files that a killed process could not remove itself."""
+    for path in Path(tempfile.gettempdir()).glob(f"{_PROFILE_PREFIX}*-*"):
+        owner = path.name.removeprefix(_PROFILE_PREFIX).partition("-")[0]
+        if owner.isdigit() and not Path("/proc", owner).exists():
+            shutil.rmtree(path, ignore_errors=True)

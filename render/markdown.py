@@ -1,0 +1,160 @@
+"""A memory's text to safe HTML: CommonMark, tables, strikethrough and the inline colours and sizes that
+models write; or the model's own HTML. Both pass one allow-list of elements, attributes and CSS."""
+
+from __future__ import annotations
+
+import functools
+import html
+import re
+import unicodedata
+
+from render.types import Mode
+
+ELEMENTS = frozenset(
+    ["a", "abbr", "b", "big", "blockquote", "br", "caption", "center", "cite", "code", "col", "colgroup", "dd", "del", "details", "dfn", "div", "dl", "dt", "em", "figcaption", "figure", "font", "footer", "h1", "h2", "h3", "h4", "h5", "h6", "header", "hr", "i", "ins", "kbd", "li", "main", "mark", "nav", "ol", "p", "pre", "q", "rp", "rt", "ruby", "s", "samp", "section", "article", "aside", "small", "span", "strike", "strong", "sub", "summary", "sup", "table", "tbody", "td", "tfoot", "th", "thead", "time", "tr", "tt", "u", "ul", "var", "wbr"]
+)
+# Elements whose text is no part of the memory: it is dropped with them.
+DROPPED_WITH_TEXT = frozenset(
+    ["script", "style", "title", "iframe", "object", "embed", "template", "noscript", "noembed", "noframes", "svg", "math", "audio", "video", "canvas", "applet", "select", "textarea"]
+)
+ATTRIBUTES = {
+    "*": {"style", "align", "dir", "lang"},
+    "font": {"color", "size"},
+    "ol": {"start", "type", "reversed"},
+    "li": {"value"},
+    "td": {"colspan", "rowspan", "valign", "bgcolor"},
+    "th": {"colspan", "rowspan", "valign", "bgcolor"},
+    "table": {"border", "cellpadding", "cellspacing", "bgcolor"},
+    "tr": {"bgcolor", "valign"},
+    "details": {"open"},
+}
+# Only properties that style the flow in place: nothing that moves content out of the page, loads or animates.
+PROPERTIES = frozenset(
+    ["color", "background", "background-color", "font", "font-size", "font-weight", "font-style", "font-variant", "font-family", "text-align", "text-decoration", "text-decoration-line", "text-decoration-color", "text-transform", "letter-spacing", "word-spacing", "line-height", "vertical-align", "list-style", "list-style-type", "display", "flex", "flex-direction", "flex-wrap", "flex-grow", "justify-content", "align-items", "gap", "row-gap", "column-gap", "grid-template-columns", "column-count", "width", "max-width", "height", "min-height", "box-sizing", "border-collapse", "border-spacing", "table-layout", "opacity", "margin", "padding", "border", "border-radius", "border-color", "border-style", "border-width", "margin-top", "margin-right", "margin-bottom", "margin-left", "padding-top", "padding-right", "padding-bottom", "padding-left", "border-top", "border-right", "border-bottom", "border-left"]
+)
+MAX_FONT_PX = 400
+"""Largest font: above it a single glyph no longer fits on a page."""
+MAX_NESTING = 60
+"""Deepest nesting of Markdown blocks that is parsed; a deeper memory is drawn as plain text, because the
+parser leaves out what lies deeper."""
+
+_SAFE_VALUE = re.compile(r"""^[\w\s#%.,+*/()'"-]*$""")
+_FUNCTION = re.compile(r"([\w-]*)\s*\(")
+_FUNCTIONS = {"rgb", "rgba", "hsl", "hsla", "repeat", "minmax", "min", "max", "clamp", ""}
+_NEGATIVE = re.compile(r"(?:^|[\s,(])-\s*[\d.]")
+_LENGTH = re.compile(r"^[\d.]+(?:e[+-]?\d+)?(?:[a-z]+|%)$")
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ufdd0-\ufdef\ufffe\uffff]")
+_FENCED = re.compile(r"^\s*(`{3,}|~{3,})[ \t]*(?:markdown|md|html)[ \t]*\n(.*?)\n?\s*\1\s*$", re.S | re.I)
+_DEEP = re.compile(r"^(?:[ \t]*(?:[>*+-]|\d{1,9}[.)])){%d}" % MAX_NESTING, re.M)
+_TAG = re.compile(r"<[^>]*>")
+
+
+def to_html(text: str, mode: Mode) -> str:
+    """Sanitised HTML fragment of a memory. Never raises for any `str`, lone surrogates included.
+
+    A memory that is one ```markdown (or html) fence, as models like to write, counts as its content.
+    """
+    text = clean_text(text)
+    if fenced := _FENCED.match(text):
+        text = fenced.group(2)
+    return _sanitiser().clean(text if mode == "html" else _markdown_html(text))
+
+
+def clean_text(text: str) -> str:
+    """`text` as valid Unicode: lone surrogates, null and control characters become U+FFFD."""
+    text = text.encode("utf-8", "surrogatepass").decode("utf-8", "replace")
+    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text).replace("\r\n", "\n").replace("\r", "\n")
+
+
+def visible_text(fragment: str) -> str:
+    """The text of a sanitised fragment without tags and without characters that draw nothing."""
+    text = html.unescape(_TAG.sub(" ", fragment))
+    return "".join(c for c in text if not (c.isspace() or invisible(c)))
+
+
+def invisible(character: str) -> bool:
+    """Whether a character draws nothing by definition (format, control, separators, selectors)."""
+    return unicodedata.category(character) in _INVISIBLE or character in _BLANK
+
+
+_INVISIBLE = {"Cf", "Cc", "Zs", "Zl", "Zp"}
+# Letters and symbols that are blank by design, and the variation selectors.
+_BLANK = frozenset("\u115f\u1160\u2800\u3164\uffa0\u034f\u17b4\u17b5") | frozenset(
+    map(chr, [*range(0x180B, 0x1810), *range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0)])
+)
+
+
+def _markdown_html(text: str) -> str:
+    if _DEEP.search(text):
+        return _plain_html(text)
+    try:
+        return _parser().render(text)
+    except RecursionError:
+        return _plain_html(text)
+
+
+def _plain_html(text: str) -> str:
+    return f"<pre>{html.escape(text)}</pre>"
+
+
+@functools.cache
+def _parser():
+    from markdown_it import MarkdownIt
+
+    parser = MarkdownIt("commonmark", {"html": True, "maxNesting": 2 * MAX_NESTING})
+    parser.enable(["table", "strikethrough"])
+    # An image cannot be fetched; its description is what the memory says.
+    parser.add_render_rule("image", _image_as_text)
+    return parser
+
+
+def _image_as_text(renderer, tokens, index, options, env) -> str:
+    description = renderer.renderInlineAsText(tokens[index].children or [], options, env)
+    return f"[{html.escape(description)}]" if description else ""
+
+
+@functools.cache
+def _sanitiser():
+    import nh3
+
+    return nh3.Cleaner(
+        tags=set(ELEMENTS),
+        clean_content_tags=set(DROPPED_WITH_TEXT),
+        attributes={tag: set(names) for tag, names in ATTRIBUTES.items()},
+        attribute_filter=_filter_attribute,
+        filter_style_properties=set(PROPERTIES),
+        strip_comments=True,
+        link_rel=None,
+        url_schemes=set(),
+    )
+
+
+def _filter_attribute(element: str, name: str, value: str) -> str | None:
+    if name != "style":
+        return value if len(value) <= 100 and _SAFE_VALUE.match(value) else None
+    return safe_style(value)
+
+
+@functools.lru_cache(maxsize=4096)
+def safe_style(style: str) -> str | None:
+    """The declarations of an inline style whose values are harmless, or None when none is left.
+
+    No functions but colours and grid sizes (so no `url()`), no escapes, no negative lengths, and a font
+    size is capped. Property names are filtered by nh3 afterwards.
+    """
+    kept = []
+    for declaration in style.split(";")[:64]:
+        name, _, value = declaration.partition(":")
+        name = name.strip().lower()
+        value = value.replace("!important", "").strip().lower()
+        functions = {match.group(1) for match in _FUNCTION.finditer(value)}
+        if name not in PROPERTIES or len(value) > 200 or not _SAFE_VALUE.match(value):
+            continue
+        if not functions <= _FUNCTIONS or _NEGATIVE.search(value):
+            continue
+        if name == "font-size" and _LENGTH.match(value):
+            value = f"min({value}, {MAX_FONT_PX}px)"
+        if name == "font" and re.search(r"\d{3,}|e", value):
+            continue  # the shorthand hides a size that cannot be capped in place
+        kept.append(f"{name}:{value}")
+    return ";".join(kept) or None
