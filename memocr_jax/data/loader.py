@@ -92,8 +92,8 @@ def _synthetic_example(question: SyntheticQuestion, config: DataConfig, tokenize
     longest = max(len(section) for section in sections)
     if longest > config.chunk_tokens:
         raise UserError(
-            f"data.chunk_tokens: {config.chunk_tokens} is too small for a section of {longest} tokens; raise it, "
-            "or raise data.synthetic.chunks"
+            f"data.chunk_tokens: {config.chunk_tokens} is too small for a section of {longest} tokens; raise "
+            "it, or raise data.synthetic.chunks"
         )
     return QaExample(
         example_id=question.example_id,
@@ -138,8 +138,8 @@ def _split_rows(config: DataConfig, split: Split) -> tuple[Rows, tuple[SourceQue
     cut = len(rows.questions) - config.validation_questions
     if cut < 1:
         raise UserError(
-            f"data.validation_questions: {config.validation_questions} of the {len(rows.questions)} questions "
-            f"of {config.path} leave none to train on; lower it or name a data.validation_path"
+            f"data.validation_questions: {config.validation_questions} of {len(rows.questions)} questions of "
+            f"{config.path} leave none to train on; lower it or name a data.validation_path"
         )
     train, validation = rows.questions[:cut], rows.questions[cut:]
     mine, others = (train, validation) if split == "train" else (validation, train)
