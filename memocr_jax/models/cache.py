@@ -38,7 +38,7 @@ def cache_from_packed(
     """Split the keys and values of packed rows [prefix slots | siblings x suffix slots] into a cache.
 
     Args:
-        k, v: as `Qwen25VL.hidden(..., return_kv=True)` gives them, L = prefix_slots + siblings * suffix_slots.
+        k, v: as `Qwen25VL.hidden(..., return_kv=True)` gives them; L is prefix_slots + siblings * suffix_slots.
         capacity: T, suffix slots of the cache, at least suffix_slots.
         prefix_len, suffix_len: valid slots, which come first in their part (padding on the right).
 
@@ -48,8 +48,8 @@ def cache_from_packed(
     length = prefix_slots + siblings * suffix_slots
     if k.shape[2] != length or capacity < suffix_slots:
         raise ValueError(
-            f"rows of {k.shape[2]} slots, capacity {capacity}: expected {length} = {prefix_slots} + {siblings} "
-            f"x {suffix_slots} slots and a capacity of at least {suffix_slots}"
+            f"rows of {k.shape[2]} slots, capacity {capacity}: expected {prefix_slots} + {siblings} x "
+            f"{suffix_slots} = {length} slots and a capacity of at least {suffix_slots}"
         )
 
     def suffix(x):

@@ -116,7 +116,7 @@ class Qwen25VLConfig:
             )
         if vision.head_dim % 4:
             raise UserError(
-                f"vision_config: hidden_size / num_heads is {vision.head_dim}; 2-D rotary needs a multiple of 4"
+                f"vision_config: hidden_size / num_heads is {vision.head_dim}; it must be a multiple of 4"
             )
         if vision.out_hidden_size != text.hidden_size:
             raise UserError(
