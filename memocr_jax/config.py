@@ -18,6 +18,7 @@ import yaml
 
 from memocr_jax.data.settings import DataConfig
 from memocr_jax.errors import UserError, nearest
+from render.errors import RenderError
 from render.settings import RenderSettings
 
 
@@ -276,7 +277,10 @@ def from_tree(cls: type, tree: Any, source: str, prefix: str = "") -> Any:
     for key in tree:
         if key not in names:
             raise UserError(f"{source}: unknown field {prefix}{key}{nearest(str(key), names)}")
-    return cls(**{key: _value(hints[key], value, source, prefix + key) for key, value in tree.items()})
+    try:
+        return cls(**{key: _value(hints[key], value, source, prefix + key) for key, value in tree.items()})
+    except RenderError as error:
+        raise UserError(f"{source}: {error}") from error
 
 
 def _value(hint: Any, value: Any, source: str, name: str) -> Any:

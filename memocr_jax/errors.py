@@ -6,6 +6,8 @@ import sys
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 
+from render.errors import RenderError
+
 
 class UserError(Exception):
     """Bad input: the message names the field, the value and the fix, in one line.
@@ -21,10 +23,10 @@ def nearest(name: str, known: Sequence[str]) -> str:
 
 
 def run_command(main: Callable[[], int | None]) -> None:
-    """Run a command line's `main`, turning `UserError` into one line on stderr and exit status 2."""
+    """Run a command line's `main`, turning a user's error into one line on stderr and exit status 2."""
     try:
         sys.exit(main() or 0)
-    except UserError as error:
+    except (UserError, RenderError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:

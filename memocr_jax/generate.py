@@ -196,12 +196,12 @@ class Engine:
         )
 
 
-def image_grid(image: np.ndarray | None, config: Qwen25VLConfig) -> tuple[int, int, int] | None:
-    """(1, rows, columns) of an image u8[H, W, 3] in patches, or None."""
+def image_grid(image: np.ndarray | None, config: Qwen25VLConfig) -> tuple[int, int] | None:
+    """(rows, columns) of an image u8[H, W, 3] in patches, or None."""
     if image is None:
         return None
     patch = config.vision.patch_size
-    return 1, image.shape[0] // patch, image.shape[1] // patch
+    return image.shape[0] // patch, image.shape[1] // patch
 
 
 def image_rows(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Iterator
 
 
 @dataclasses.dataclass
@@ -56,3 +58,23 @@ class Metrics:
         means = {name: mean.mean for name, mean in self._means.items()}
         merged = {**means, **self._counts}
         return {k: (None if v is None or not math.isfinite(v) else v) for k, v in sorted(merged.items())}
+
+
+class Stopwatch:
+    """Seconds spent in named stages, summed until they are taken."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._seconds[stage] = self._seconds.get(stage, 0.0) + time.perf_counter() - start
+
+    def take(self) -> dict[str, float]:
+        """Seconds by stage since the last call, and start again from zero."""
+        seconds, self._seconds = self._seconds, {}
+        return seconds

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from memocr_jax.models.config import Qwen25VLConfig
-from memocr_jax.models.rope import mrope_positions
+from memocr_jax.models.rope import mrope_positions, next_position
 
 
 @dataclasses.dataclass
@@ -36,17 +36,17 @@ class PackedRows:
         siblings: Sequence[np.ndarray],
         starts: Sequence[int],
         image_slots: np.ndarray | None,
-        image_grid: tuple[int, int, int] | None,
+        image_grid: tuple[int, int] | None,
         config: Qwen25VLConfig,
     ) -> int:
         """Put a prefix at the row's start and sibling k at `starts[k]`.
 
-        `image_slots` i32[M] are the feature indices of the prefix's image tokens, `image_grid` (1, h, w) is its
-        size in patches. Siblings are text: their positions count on from the prefix's last. Returns the position
-        after the prefix.
+        `image_slots` i32[M] are the feature indices of the prefix's image tokens, `image_grid` is its rows and
+        columns in patches. Siblings are text: their positions count on from the prefix's last. Returns
+        the position that follows the prefix.
         """
         positions = mrope_positions(prefix, [image_grid] if image_grid else [], config)
-        following = int(positions.max()) + 1 if len(prefix) else 0
+        following = next_position(positions)
         end = len(prefix)
         self.tokens[row, :end] = prefix
         self.mrope_pos[:, row, :end] = positions

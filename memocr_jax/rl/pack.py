@@ -135,7 +135,7 @@ def _pack_rows(rows: list[list[WeightedTurn]], shape: tuple[int, int, int], pack
             completion = t.turn.completion
             n = len(completion.tokens)
             span = slice(filled, filled + n)
-            # The logits at a token's predecessor made it; with a suffix never empty that is the sibling's own.
+            # The logits at a token's predecessor made it; suffixes are never empty, so it is own.
             predict_pos[b, span] = int(end) - n - 1 + np.arange(n)
             target[b, span] = completion.tokens
             sequence[b, span] = k

@@ -6,6 +6,7 @@ The same code serves training, evaluation and use; only sampling and the views d
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -15,6 +16,7 @@ from render.views import degrade, fit, image_tokens
 
 from memocr_jax.config import AgentConfig, SamplingConfig
 from memocr_jax.generate import Engine, PromptGroup
+from memocr_jax.metrics import Stopwatch
 from memocr_jax.prompts import draft_prompt, read_prompt
 from memocr_jax.rl.gap_fill import GapFill, make_gap_fill
 from memocr_jax.rng import host_rng, row_key
@@ -86,6 +88,7 @@ class Agent:
     renderer: Renderer
     config: AgentConfig
     seed: int
+    stopwatch: Stopwatch
     progress: Callable[[str, int, int], None] = lambda stage, done, total: None
 
     def draft_memories(
@@ -109,13 +112,15 @@ class Agent:
                 self._draft_group(examples[q], chunk, [texts[q, g] for g in range(samples)], label)
                 for q in questions
             ]
-            completions = self.engine.generate(
-                params,
-                groups,
-                self.config.draft_max_new_tokens,
-                sampling,
-                lambda done, total, chunk=chunk: self.progress(f"draft {chunk + 1}", done, total),
-            )
+            stage = f"draft of chunk {chunk + 1}"
+            with self.stopwatch("draft"):
+                completions = self.engine.generate(
+                    params,
+                    groups,
+                    self.config.draft_max_new_tokens,
+                    sampling,
+                    functools.partial(self.progress, stage),
+                )
             for q, group, answers in zip(questions, groups, completions, strict=True):
                 for g, completion in enumerate(answers):
                     turn = Turn(
@@ -139,7 +144,8 @@ class Agent:
     def render_memories(self, memories: Sequence[Memory]) -> list[Memory]:
         """The memories with their pages. A page that fails is a status, never an exception."""
         self.progress("render", 0, len(memories))
-        pages = self.renderer.render([memory.text for memory in memories])
+        with self.stopwatch("render"):
+            pages = self.renderer.render([memory.text for memory in memories])
         return [dataclasses.replace(memory, page=page) for memory, page in zip(memories, pages, strict=True)]
 
     def read_pages(
@@ -152,13 +158,14 @@ class Agent:
     ) -> list[Reading]:
         """Answer every question of every request, in order. Siblings of a request share its view."""
         groups = [self._read_group(examples[r.memory.q].example_id, r, label) for r in requests]
-        completions = self.engine.generate(
-            params,
-            groups,
-            self.config.read_max_new_tokens,
-            sampling,
-            lambda done, total: self.progress("read", done, total),
-        )
+        with self.stopwatch("read"):
+            completions = self.engine.generate(
+                params,
+                groups,
+                self.config.read_max_new_tokens,
+                sampling,
+                functools.partial(self.progress, "read"),
+            )
         readings = []
         for request, group, answers in zip(requests, groups, completions, strict=True):
             for k, ((kind, question, expected), completion) in enumerate(

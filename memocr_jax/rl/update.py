@@ -14,9 +14,10 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from memocr_jax.config import OptimizerConfig, RLConfig
+from memocr_jax.metrics import Stopwatch
 from memocr_jax.rl.loss import Denominators, aggregate, clipped_policy_loss, kl_estimate
 from memocr_jax.rl.pack import MiniBatch, Packing
-from memocr_jax.sharding import batch_sharding
+from memocr_jax.sharding import batch_sharding, replicated
 from memocr_jax.types import TrainBatch
 
 
@@ -38,6 +39,28 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
         optax.adamw(rate, b1=config.b1, b2=config.b2, eps=config.eps, weight_decay=config.weight_decay),
+    )
+
+
+def init_optimizer(
+    optimizer: optax.GradientTransformation, params: nnx.State, mesh: jax.sharding.Mesh
+) -> optax.OptState:
+    """A fresh optimiser state: moments laid out as their parameters, everything else on every device."""
+    shardings = jax.tree.map(lambda x: x.sharding, abstract_optimizer(optimizer, params, mesh))
+    return jax.jit(optimizer.init, out_shardings=shardings)(params)
+
+
+def abstract_optimizer(
+    optimizer: optax.GradientTransformation, params: nnx.State, mesh: jax.sharding.Mesh
+) -> optax.OptState:
+    """Shapes, types and shardings of `init_optimizer`'s result."""
+    place = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)  # noqa: E731
+    return optax.tree_utils.tree_map_params(
+        optimizer,
+        lambda x, param: place(x, param.sharding),
+        jax.eval_shape(optimizer.init, params),
+        params,
+        transform_non_params=lambda x: place(x, replicated(mesh)),
     )
 
 
@@ -93,6 +116,7 @@ class Learner:
         temperature: float,
         logp_chunk_tokens: int,
         longest_completion: int,
+        stopwatch: Stopwatch,
     ):
         if rl.kl_coef and ref_params is None:
             raise ValueError("kl_coef > 0 needs ref_params")
@@ -100,7 +124,7 @@ class Learner:
         self.optimizer = make_optimizer(optimizer)
         self.clip_norm = optimizer.clip_norm
         self._rl, self._mesh, self._ref_params = rl, mesh, ref_params
-        self._longest = longest_completion
+        self._longest, self._stopwatch = longest_completion, stopwatch
         logp = functools.partial(
             token_logp, graphdef, temperature=temperature, chunk_tokens=logp_chunk_tokens
         )
@@ -109,13 +133,17 @@ class Learner:
             functools.partial(_accumulate, logp, rl), donate_argnames=("grads", "sums")
         )
         self._apply = jax.jit(
-            functools.partial(_apply, self.optimizer), donate_argnames=("params", "opt_state", "grads")
+            functools.partial(_apply, self.optimizer), donate_argnames=("params", "opt_state")
         )
         self._zeros = jax.jit(lambda params: jax.tree.map(jnp.zeros_like, params))
 
     def init(self, params: nnx.State) -> TrainState:
         """A fresh state; the optimiser's moments are laid out as the parameters are."""
-        return TrainState(params, jax.jit(self.optimizer.init)(params))
+        return TrainState(params, init_optimizer(self.optimizer, params, self._mesh))
+
+    def abstract_opt_state(self, params: nnx.State) -> optax.OptState:
+        """The optimiser state's shapes and shardings for these parameters, without its memory."""
+        return abstract_optimizer(self.optimizer, params, self._mesh)
 
     def update(
         self, state: TrainState, minibatches: Sequence[MiniBatch]
@@ -126,7 +154,12 @@ class Learner:
         the update itself computes them, so the ratio is exactly 1 until the first update. Metrics are means
         over all tokens (`loss/*`, `kl/*`, `policy/*`) or over updates (`grad/*`).
         """
-        minibatches = [m for m in minibatches if m.tokens]
+        with self._stopwatch("update"):
+            return self._update(state, [m for m in minibatches if m.tokens])
+
+    def _update(
+        self, state: TrainState, minibatches: Sequence[MiniBatch]
+    ) -> tuple[TrainState, dict[str, float]]:
         on_device = [
             [jax.device_put(batch, batch_sharding(self._mesh)) for batch in m.batches] for m in minibatches
         ]
@@ -207,7 +240,7 @@ def _accumulate(
             "entropy": total(entropy),
             "clipped": total(clipped),
             "ratio": total(jnp.exp(logp - old)),
-            "logp_gap": total(jnp.abs(logp - batch.sampler_logp)),
+            "logp_gap": total(jnp.abs(old - batch.sampler_logp)),
         }
         return policy_loss + kl_loss, shares
 

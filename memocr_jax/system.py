@@ -1,0 +1,127 @@
+"""From a configuration to the parts that a run is made of: tokenizer, model on its mesh, engine, agent."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from memocr_jax.config import Config
+from memocr_jax.errors import UserError
+from memocr_jax.generate import Engine
+from memocr_jax.metrics import Stopwatch
+from memocr_jax.models.config import Qwen25VLConfig
+from memocr_jax.models.hf_weights import load_params
+from memocr_jax.models.qwen25_vl import abstract_model, init_params
+from memocr_jax.rl.pack import Packing
+from memocr_jax.rl.rollout import Agent
+from memocr_jax.rl.update import Learner
+from memocr_jax.sharding import make_mesh, param_shardings
+from memocr_jax.tokenizer import Tokenizer, load_tokenizer
+from render import open_renderer
+
+
+@dataclasses.dataclass(frozen=True)
+class System:
+    """What does not change during a run."""
+
+    config: Config
+    tokenizer: Tokenizer
+    model: Qwen25VLConfig
+    mesh: jax.sharding.Mesh
+    graphdef: nnx.GraphDef
+    abstract_params: nnx.State
+    """ShapeDtypeStructs with their shardings."""
+
+    def initial_params(self) -> nnx.State:
+        """The parameters that the run starts from; also its reference policy."""
+        if self.config.model.init == "pretrained":
+            return load_params(self.config.model.path, self.model, self.mesh)
+        shardings = param_shardings(self.abstract_params, self.mesh)
+        return init_params(self.model, self.config.run.seed, shardings, mesh=self.mesh)
+
+    def engine(self) -> Engine:
+        return Engine(self.graphdef, self.model, self.mesh, self.config.engine, self.tokenizer.eos_ids)
+
+    @contextlib.contextmanager
+    def agent(
+        self,
+        stopwatch: Stopwatch | None = None,
+        progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
+    ) -> Iterator[Agent]:
+        """The memory agent, with a renderer that is closed at the end. Missing Chromium is an error here."""
+        config = self.config
+        with open_renderer(config.render, config.agent.memory_format) as renderer:
+            yield Agent(
+                self.engine(),
+                self.tokenizer,
+                renderer,
+                config.agent,
+                config.run.seed,
+                stopwatch or Stopwatch(),
+                progress,
+            )
+
+
+def build_system(config: Config) -> System:
+    """Load the tokenizer and lay out the model; no weights are read yet. Raises UserError."""
+    tokenizer = load_tokenizer(config.tokenizer.path)
+    model = Qwen25VLConfig.from_file(config.model.path)
+    _require_matching(model, tokenizer, config)
+    mesh = make_mesh(config.mesh)
+    graphdef, abstract = abstract_model(model, dtype=jnp.dtype(config.model.dtype), mesh=mesh)
+    param_shardings(abstract, mesh)  # says early what does not divide
+    return System(config, tokenizer, model, mesh, graphdef, abstract)
+
+
+def build_learner(system: System, initial: nnx.State, stopwatch: Stopwatch) -> Learner:
+    """The learner of a run that starts from `initial`, which stays its reference policy if there is a KL term."""
+    config = system.config
+    packing = Packing(
+        system.model,
+        config.train.max_row_tokens,
+        config.train.micro_batch_rows,
+        config.engine.length_multiple,
+    )
+    return Learner(
+        system.graphdef,
+        # Updates donate the parameters they change, so the reference is a copy of its own.
+        jax.tree.map(jnp.copy, initial) if config.rl.kl_coef else None,
+        system.mesh,
+        config.rl,
+        config.optimizer,
+        packing,
+        config.sampling.temperature,
+        config.train.logp_chunk_tokens,
+        max(config.agent.draft_max_new_tokens, config.agent.read_max_new_tokens),
+        stopwatch,
+    )
+
+
+def parameter_count(params: nnx.State) -> int:
+    return sum(x.size for x in jax.tree.leaves(params))
+
+
+def _require_matching(model: Qwen25VLConfig, tokenizer: Tokenizer, config: Config) -> None:
+    """Raise UserError unless the model's vocabulary and control tokens are the tokenizer's."""
+    where = f"model.path {config.model.path} and tokenizer.path {config.tokenizer.path or '(the small one)'}"
+    if tokenizer.vocab_size > model.text.vocab_size:
+        raise UserError(
+            f"{where} do not fit: the tokenizer has {tokenizer.vocab_size} entries, the model's vocab_size is "
+            f"{model.text.vocab_size}; use the tokenizer that the model was made with"
+        )
+    pairs = {
+        "image_token_id": (model.image_token_id, tokenizer.image_pad_id),
+        "vision_start_token_id": (model.vision_start_token_id, tokenizer.vision_start_id),
+        "vision_end_token_id": (model.vision_end_token_id, tokenizer.vision_end_id),
+    }
+    for name, (ours, theirs) in pairs.items():
+        if ours != theirs:
+            raise UserError(
+                f"{where} do not fit: {name} is {ours} in the model's config.json and {theirs} in the "
+                "tokenizer; use the tokenizer that the model was made with"
+            )
