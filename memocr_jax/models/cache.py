@@ -38,7 +38,7 @@ def cache_from_packed(
     """Split the keys and values of packed rows [prefix slots | siblings x suffix slots] into a cache.
 
     Args:
-        k, v: as `Qwen25VL.hidden(..., return_kv=True)` gives them; L is prefix_slots + siblings * suffix_slots.
+        k, v: what `Qwen25VL.hidden(..., return_kv=True)` gives, L = prefix_slots + siblings * suffix_slots.
         capacity: T, suffix slots of the cache, at least suffix_slots.
         prefix_len, suffix_len: valid slots, which come first in their part (padding on the right).
 

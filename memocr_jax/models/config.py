@@ -180,7 +180,8 @@ class Qwen25VLConfig:
         text = dataclasses.asdict(self.text)
         vision = dataclasses.asdict(self.vision)
         section = text.pop("mrope_section")
-        vision["rope_parameters"] = {"rope_type": "axial", "rope_theta": vision.pop("rope_theta")}
+        if vision.pop("rope_theta") != VisionConfig.rope_theta:  # readers before transformers 5 fix it
+            vision["rope_parameters"] = {"rope_type": "axial", "rope_theta": self.vision.rope_theta}
         del vision["rms_norm_eps"]  # a constant of the architecture, not a field of the file
         return {
             "architectures": [ARCHITECTURE],

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -149,19 +149,28 @@ def save_params(
     Raises:
         UserError: the files cannot be written (a full disk).
     """
-    variables = {path: variable.get_value() for path, variable in nnx.to_flat_state(params)}
+    arrays = {path: variable.get_value() for path, variable in nnx.to_flat_state(params)}
+    dtype = np.dtype(dtype or next(iter(arrays.values())).dtype)
 
-    def tensors() -> Iterable[np.ndarray]:
-        for entry in entries:
-            yield np.asarray(_fetch(variables[entry.path], entry.layer, file_dtype(entry)))
+    def fetch(entry: Entry) -> np.ndarray:
+        return np.asarray(_fetch(arrays[entry.path], entry.layer, dtype))
 
-    def file_dtype(entry: Entry) -> np.dtype:
-        return np.dtype(dtype or variables[entry.path].dtype)
+    save_entries(table(params), fetch, directory, dtype, shard_bytes=shard_bytes, report=report)
 
-    # The order of transformers: the decoder, then the vision tower, each by layer.
-    entries = sorted(table(params), key=lambda e: (e.name.startswith("visual."), e.layer or 0, e.name))
-    infos = [TensorInfo(e.name, file_dtype(e), e.shape) for e in entries]
-    write_tensors(Path(directory), infos, tensors(), shard_bytes, report, write=jax.process_index() == 0)
+
+def save_entries(
+    entries: Sequence[Entry],
+    fetch: Callable[[Entry], np.ndarray],
+    directory: str | Path,
+    dtype: Any,
+    *,
+    shard_bytes: int = SHARD_BYTES,
+    report: Report = lambda done, total: None,
+) -> None:
+    """Write the tensors that `fetch` gives, one at a time and in the order of `entries`, as `save_params`."""
+    infos = [TensorInfo(entry.name, np.dtype(dtype), entry.shape) for entry in entries]
+    tensors = (fetch(entry).astype(dtype) for entry in entries)
+    write_tensors(Path(directory), infos, tensors, shard_bytes, report, write=jax.process_index() == 0)
 
 
 def _match(files: TensorFiles, entries: list[Entry], config: Qwen25VLConfig, source: str) -> dict[Entry, str]:

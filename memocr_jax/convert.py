@@ -1,0 +1,235 @@
+"""Checkpoints to Hugging Face and back.
+
+    python -m memocr_jax.convert export --from RUN_DIR --to DIR    a run's checkpoint for transformers, vLLM
+    python -m memocr_jax.convert import --from HF_DIR --to RUN_DIR a checkpoint to train on from, as a run
+    python -m memocr_jax.convert check --hf HF_DIR                 layer by layer against transformers
+
+Both directions are streamed and bit-exact in the same type.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from memocr_jax.config import Config, ModelConfig, TokenizerConfig, load_config
+from memocr_jax.errors import UserError, run_command
+from memocr_jax.models.config import Qwen25VLConfig
+from memocr_jax.models.hf_files import complete_directory, resolve, write_side_files
+from memocr_jax.models.safetensors_dir import SHARD_BYTES, TensorFiles
+
+CACHE_BYTES = 2 * 10**9
+"""Decoded chunks of a checkpoint that are kept, so that a chunk over several layers is decoded once."""
+
+
+def export_run(
+    run_dir: str | Path,
+    target: str | Path,
+    *,
+    step: int | None = None,
+    dtype: str = "",
+    tokenizer: str = "",
+    shard_bytes: int = SHARD_BYTES,
+    report: Callable[[int, int], None] = lambda done, total: None,
+) -> int:
+    """Write a run's checkpoint as a Hugging Face directory; it appears under `target` only when complete.
+
+    Tensors go from the checkpoint's chunks to the file one at a time: neither the mesh that saved it nor the
+    size of the model matters.
+
+    Args:
+        step: of the checkpoint, default the newest.
+        dtype: float32 or bfloat16, default the compute type of the run.
+        tokenizer: directory of tokenizer files, default that of the run.
+
+    Returns:
+        The step that was exported.
+
+    Raises:
+        UserError: no such checkpoint, `target` exists, the disk is full, no tokenizer.
+    """
+    from memocr_jax.checkpoint import Checkpoints
+    from memocr_jax.models.hf_weights import save_entries, table
+    from memocr_jax.models.qwen25_vl import abstract_model
+    from memocr_jax.tokenizer import SMALL_TOKENIZER
+
+    config_file = Path(run_dir) / "config.yaml"
+    if not config_file.is_file():
+        raise UserError(f"--from {run_dir}: not the directory of a run (it has no config.yaml)")
+    config = load_config(config_file)
+    with Checkpoints(run_dir, read_only=True) as checkpoints:
+        step = checkpoints.latest() if step is None else step
+        if step is None:
+            raise UserError(f"--from {run_dir}: it has no complete checkpoint yet")
+        items = checkpoints.directory / str(step)
+        if not items.is_dir():
+            raise UserError(f"--from {run_dir}: it has no checkpoint of step {step}")
+        model = Qwen25VLConfig.from_dict(checkpoints.meta(step).model, f"checkpoint {step} of {run_dir}")
+    source = Path(config.model.path)
+    source = source if source.is_dir() else source.parent
+    tokenizer_dir = Path(tokenizer or config.tokenizer.path or SMALL_TOKENIZER)
+    if not (tokenizer_dir / "tokenizer.json").is_file():
+        raise UserError(f"{tokenizer_dir} holds no tokenizer.json; name the tokenizer with --tokenizer DIR")
+    template = json.loads((SMALL_TOKENIZER / "tokenizer_config.json").read_text())["chat_template"]
+    file_dtype = np.dtype(dtype or config.model.dtype)
+    _, abstract = abstract_model(model)
+    with complete_directory(target) as partial:
+        write_side_files(
+            partial, model, file_dtype, source=source, tokenizer=tokenizer_dir, chat_template=template
+        )
+        fetch = _checkpoint_reader(items / "params")
+        save_entries(table(abstract), fetch, partial, file_dtype, shard_bytes=shard_bytes, report=report)
+    return step
+
+
+def import_run(
+    path_or_id: str,
+    run_dir: str | Path,
+    *,
+    revision: str | None = None,
+    config: Config | None = None,
+    report: Callable[[int, int], None] = lambda done, total: None,
+) -> None:
+    """Make a run directory (step 0) from a Hugging Face checkpoint, the inverse of `export_run`.
+
+    Args:
+        path_or_id: a directory, or a hub id with its `revision`.
+        config: the run's other settings; model.path, tokenizer and run.dir are set here. Default: the
+            paper's, with the type of the files as compute type.
+
+    Raises:
+        UserError: as `hf_weights.load_params`, or `run_dir` already holds a run.
+    """
+    import jax
+
+    from memocr_jax.checkpoint import save_run
+    from memocr_jax.models.hf_weights import load_params
+    from memocr_jax.sharding import make_mesh
+
+    source = resolve(path_or_id, revision).absolute()
+    model = Qwen25VLConfig.from_file(source)
+    if config is None:
+        with TensorFiles(source) as files:
+            dtype = files.info(files.names()[0]).dtype.name
+        config = Config(model=ModelConfig(dtype="float32" if dtype == "float32" else "bfloat16"))
+    tokenizer = str(source) if (source / "tokenizer.json").is_file() else config.tokenizer.path
+    config = dataclasses.replace(
+        config,
+        model=dataclasses.replace(config.model, path=str(source), init="pretrained"),
+        tokenizer=TokenizerConfig(path=tokenizer),
+        run=dataclasses.replace(config.run, dir=str(run_dir)),
+    )
+    devices = config.mesh.data * config.mesh.fsdp * config.mesh.tensor
+    mesh = make_mesh(config.mesh, jax.devices()[:devices])
+    with complete_directory(run_dir) as partial:
+        save_run(partial, config, model, load_params(source, model, mesh, report=report))
+
+
+def _checkpoint_reader(directory: Path) -> Callable[[Any], np.ndarray]:
+    """A function that reads one tensor (`hf_weights.Entry`) from an Orbax checkpoint's `params` item.
+
+    Goes through tensorstore, which Orbax writes with, because Orbax restores whole stacks of layers only.
+    """
+    import tensorstore as ts
+
+    context = ts.Context({"cache_pool": {"total_bytes_limit": CACHE_BYTES}})
+    opened: dict[tuple[str, ...], Any] = {}
+
+    def fetch(entry: Any) -> np.ndarray:
+        if entry.path not in opened:
+            name = ".".join((*entry.path, "value"))
+            store = {"driver": "ocdbt", "base": f"file://{directory}/", "path": f"{name}/"}
+            spec = {"driver": "zarr", "kvstore": store, "recheck_cached_data": "open"}
+            try:
+                opened[entry.path] = ts.open(spec, open=True, context=context).result()
+            except (ValueError, OSError) as error:
+                raise UserError(f"{directory}: parameter {name} cannot be read ({error})") from error
+        array = opened[entry.path]
+        part = array if entry.layer is None else array[entry.layer]
+        if tuple(part.shape) != entry.shape:
+            raise UserError(
+                f"{directory}: {'.'.join(entry.path)} is {list(part.shape)}, must be {list(entry.shape)}"
+            )
+        return part.read().result()
+
+    return fetch
+
+
+@contextlib.contextmanager
+def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar of bytes with its rate, on stderr; and one line with the total at the end."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import TransferSpeedColumn as Rate
+
+    columns = (TextColumn(what), BarColumn(), DownloadColumn(), Rate(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    start, last = time.perf_counter(), [0]
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task(what, total=None)
+
+        def report(done: int, total: int) -> None:
+            last[0] = total
+            progress.update(task, completed=done, total=total)
+
+        yield report
+    seconds = time.perf_counter() - start
+    rate = last[0] / seconds / 1e6
+    console.print(f"{what}: {last[0] / 1e6:.1f} MB in {seconds:.1f} s ({rate:.0f} MB/s)")
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m memocr_jax.convert", description=__doc__.split("\n")[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    export = commands.add_parser("export", help="a run's checkpoint as a Hugging Face directory")
+    export.add_argument("--from", dest="source", required=True, metavar="RUN_DIR")
+    export.add_argument("--to", dest="target", required=True, metavar="DIR")
+    export.add_argument("--step", type=int, help="step of the checkpoint (default: the newest)")
+    export.add_argument("--dtype", choices=("bfloat16", "float32"), default="", help="(default: the run's)")
+    export.add_argument("--tokenizer", default="", metavar="DIR", help="(default: the run's)")
+
+    import_ = commands.add_parser("import", help="a Hugging Face checkpoint as a run directory")
+    import_.add_argument("--from", dest="source", required=True, metavar="HF_DIR|ID")
+    import_.add_argument("--to", dest="target", required=True, metavar="RUN_DIR")
+    import_.add_argument("--revision", help="branch, tag or commit of a hub id")
+    import_.add_argument("--config", help="YAML file with the run's other settings")
+
+    check = commands.add_parser("check", help="compare with transformers, layer by layer (needs torch)")
+    check.add_argument("--hf", required=True, metavar="HF_DIR|ID")
+    check.add_argument("--revision", help="branch, tag or commit of a hub id")
+
+    args = parser.parse_args(argv)
+    if args.command == "export":
+        with progress_bar("export") as report:
+            step = export_run(
+                args.source,
+                args.target,
+                step=args.step,
+                dtype=args.dtype,
+                tokenizer=args.tokenizer,
+                report=report,
+            )
+        print(f"step {step} of {args.source} exported to {args.target}")
+    elif args.command == "import":
+        config = load_config(args.config) if args.config else None
+        with progress_bar("import") as report:
+            import_run(args.source, args.target, revision=args.revision, config=config, report=report)
+        print(f"{args.source} imported as {args.target}")
+    else:
+        from memocr_jax.models.check import check_checkpoint, print_table
+
+        print_table(check_checkpoint(resolve(args.hf, args.revision)))
+
+
+if __name__ == "__main__":
+    run_command(lambda: main(sys.argv[1:]))
