@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
+from memocr_jax.data.vocabulary import WORDS
 from memocr_jax.errors import UserError
 
 DataSource = Literal["synthetic", "flashrag", "memagent"]
@@ -54,6 +55,8 @@ class SyntheticConfig:
             _at_least(f"{field}.{name}", getattr(self, name), least[name])
         for name in ("distractors", "filler", "chunks"):
             _at_least(f"{field}.{name}", getattr(self, name), 0)
+        if self.attributes > len(WORDS):
+            raise UserError(f"{field}.attributes: {self.attributes} is too large; use at most {len(WORDS)}")
         _at_least(f"{field}.hops_max", self.hops_max, self.hops_min)
         _at_least(f"{field}.facts", self.facts, self.hops_max)
         sentences = self.facts + self.distractors + self.filler
