@@ -84,15 +84,13 @@ def test_target_zero_keeps_a_question_s_own_passages(questions, builder):
 
 def test_a_pool_that_is_too_small_says_so(questions):
     builder = ContextBuilder(questions[0].paragraphs, SMALL, seed=0)
-    with pytest.raises(
-        UserError, match=r"^data\.document_tokens: 5000 cannot be reached for question 'row-0'"
-    ):
+    with pytest.raises(UserError, match=r"^data\.document_tokens: 5000 cannot be reached for .*'row-0'"):
         builder.build(questions[0], 5000)
 
 
 def test_the_same_text_is_not_put_in_twice(questions):
     copies = [Paragraph(f"copy {n}", questions[0].paragraphs[0].text) for n in range(50)]
-    builder = ContextBuilder(copies + [Paragraph("x", "Other words.")], SMALL, seed=0)
+    builder = ContextBuilder([*copies, Paragraph("x", "Other words.")], SMALL, seed=0)
     document = builder.build(questions[0], 0)
     assert document.num_passages == 3
     with pytest.raises(UserError, match="cannot be reached"):
@@ -141,7 +139,7 @@ def test_cut_middle_and_split_chunks(length, limit, chunk):
 
 @pytest.mark.parametrize("name", ["hotpotqa", "2wikimultihopqa", "nq", "triviaqa"])
 def test_real_contexts(shared_dir, name):
-    """10K and 30K tokens of the real tokenizer: lengths within 3%, evidence in, no answer in filler, uniform."""
+    """10K and 30K real tokens: lengths within 3%, evidence in, no answer in filler, places uniform."""
     tokenizer = load_tokenizer(str(shared_dir / "tokenizer" / "qwen2.5"))
     rows = read_flashrag(str(shared_dir / "data" / f"{name}_dev.jsonl")).questions[:128]
     builder = ContextBuilder(

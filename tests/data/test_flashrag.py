@@ -24,7 +24,7 @@ FACTS = ("metadata", "supporting_facts")
 
 BAD = [
     (("id",), ..., "id: missing"),
-    (("id",), 7, "id: a int, not a string"),
+    (("id",), 7, "id: an integer, not a string"),
     (("question",), "  ", "question: blank"),
     (("question",), None, "question: missing"),
     (("golden_answers",), [], "golden_answers: no answer that is not blank"),
@@ -98,9 +98,9 @@ def test_a_missing_file_names_the_nearest_one(rows, write, tmp_path):
 
 
 def test_a_file_without_a_usable_row(write):
-    with pytest.raises(UserError, match="no usable row$"):
+    with pytest.raises(UserError, match=r"no usable row$"):
         read_flashrag(write([]))
-    with pytest.raises(UserError, match=r"no usable row \(first problem: .*:1: id: missing"):
+    with pytest.raises(UserError, match=r"no usable row \(first problem: .*:1: metadata: missing"):
         read_flashrag(write([{"golden_answers": ["x"]}]), strict=False)
 
 

@@ -122,7 +122,6 @@ def test_the_order_is_random_seeded_and_can_be_entered_anywhere():
     first = [order[step].tolist() for step in range(30)]
     assert [question_order(100, 8, seed=1)[step].tolist() for step in reversed(range(30))] == first[::-1]
     assert question_order(100, 8, seed=2)[0].tolist() != first[0]
-    assert sorted(sum(first[:12], [])) != sorted(sum(first[12:24], [])) or first[:12] != first[12:24]
     assert first[0] != first[12], "each epoch is shuffled anew"
 
 
