@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# Runs the tests: sets everything up with the test packages when needed (launch/setup_env.sh), then pytest.
+#
+#   bash launch/test.sh [ARGUMENT ...]       as: tests/rl, -k name, -m soak
+set -euo pipefail
+cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
+
+bash launch/setup_env.sh dev
+exec .venv/bin/python -m pytest "$@"
