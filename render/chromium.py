@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import functools
-import json
 import logging
 import os
 import select
@@ -22,6 +21,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from render import cbor
 from render.errors import RenderError
 
 log = logging.getLogger("render")
@@ -38,13 +38,14 @@ PATH_NAMES = (
 )
 FLAGS = (
     "--headless",
-    "--remote-debugging-pipe",
+    "--remote-debugging-pipe=cbor",
     "--no-startup-window",
     # One frame when asked, complete, and never otherwise.
     "--enable-begin-frame-control",
     "--run-all-compositor-stages-before-draw",
     # The same pixels everywhere.
     "--disable-gpu",
+    "--in-process-gpu",
     "--disable-lcd-text",
     "--font-render-hinting=none",
     "--force-color-profile=srgb",
@@ -139,8 +140,8 @@ class Browser:
         """
         self._profile = tempfile.mkdtemp(prefix=f"{_PROFILE_PREFIX}{os.getpid()}-")
         self._next_id = 0
-        self._partial = bytearray()
-        self._events: list[dict] = []
+        self.layers: dict[str, list[dict]] = {}
+        """By session, the compositor layers that its page last had."""
         self._spawn(executable, max_memory_mb)
         try:
             self.product = self.call("Browser.getVersion", timeout_s=start_timeout_s)["product"]
@@ -197,7 +198,7 @@ class Browser:
         message = {"id": self._next_id, "method": method, "params": params or {}}
         if session:
             message["sessionId"] = session
-        rest = memoryview(json.dumps(message).encode() + b"\0")
+        rest = memoryview(cbor.encode(message))
         deadline = time.monotonic() + 30.0
         while rest:
             try:
@@ -224,25 +225,28 @@ class Browser:
         if method == "Fetch.requestPaused":  # second wall: whatever a page asks for is refused
             request = {"requestId": message["params"]["requestId"], "errorReason": "BlockedByClient"}
             self.send("Fetch.failRequest", request, message.get("sessionId", ""))
+        elif method == "LayerTree.layerTreeDidChange":
+            self.layers[message["sessionId"]] = message["params"].get("layers", [])
         elif method in ("Inspector.targetCrashed", "Target.targetCrashed"):
             raise BrowserGone("the page's process crashed")
         elif method in ("Inspector.detached", "Target.detachedFromTarget"):
             raise BrowserGone("the page is gone")
 
     def _receive(self, deadline: float) -> dict:
-        start = 0
-        while (end := self._partial.find(b"\0", start)) < 0:
-            start = len(self._partial)
-            ready, _, _ = select.select([self._read], [], [], max(0.0, deadline - time.monotonic()))
-            if not ready:
+        header = self._read_exactly(cbor.HEADER_BYTES, deadline)
+        body = self._read_exactly(cbor.body_length(header), deadline)
+        return cbor.decode(memoryview(header + body))
+
+    def _read_exactly(self, size: int, deadline: float) -> bytearray:
+        data = bytearray(size)
+        view = memoryview(data)
+        while view:
+            if not select.select([self._read], [], [], max(0.0, deadline - time.monotonic()))[0]:
                 raise BrowserTimeout("no answer within the time limit")
-            data = os.read(self._read, 1 << 20)
-            if not data:
+            if not (count := os.readv(self._read, [view])):
                 raise BrowserGone("the browser ended")
-            self._partial += data
-        message = bytes(self._partial[:end])
-        del self._partial[: end + 1]
-        return json.loads(message)
+            view = view[count:]
+        return data
 
     def kill(self) -> None:
         """Kill the browser's processes. The one method that another thread may call."""

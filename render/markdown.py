@@ -10,12 +10,21 @@ import unicodedata
 
 from render.types import Mode
 
-ELEMENTS = frozenset(
-    ["a", "abbr", "b", "big", "blockquote", "br", "caption", "center", "cite", "code", "col", "colgroup", "dd", "del", "details", "dfn", "div", "dl", "dt", "em", "figcaption", "figure", "font", "footer", "h1", "h2", "h3", "h4", "h5", "h6", "header", "hr", "i", "ins", "kbd", "li", "main", "mark", "nav", "ol", "p", "pre", "q", "rp", "rt", "ruby", "s", "samp", "section", "article", "aside", "small", "span", "strike", "strong", "sub", "summary", "sup", "table", "tbody", "td", "tfoot", "th", "thead", "time", "tr", "tt", "u", "ul", "var", "wbr"]
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+ELEMENTS = _words(
+    """a abbr b big blockquote br caption center cite code col colgroup dd del details dfn div dl dt em
+    figcaption figure font footer h1 h2 h3 h4 h5 h6 header hr i ins kbd li main mark nav ol p pre q rp rt
+    ruby s samp section article aside small span strike strong sub summary sup table tbody td tfoot th
+    thead time tr tt u ul var wbr"""
 )
 # Elements whose text is no part of the memory: it is dropped with them.
-DROPPED_WITH_TEXT = frozenset(
-    ["script", "style", "title", "iframe", "object", "embed", "template", "noscript", "noembed", "noframes", "svg", "math", "audio", "video", "canvas", "applet", "select", "textarea"]
+DROPPED_WITH_TEXT = _words(
+    """script style title iframe object embed template noscript noembed noframes svg math audio video canvas
+    applet select textarea"""
 )
 ATTRIBUTES = {
     "*": {"style", "align", "dir", "lang"},
@@ -29,8 +38,15 @@ ATTRIBUTES = {
     "details": {"open"},
 }
 # Only properties that style the flow in place: nothing that moves content out of the page, loads or animates.
-PROPERTIES = frozenset(
-    ["color", "background", "background-color", "font", "font-size", "font-weight", "font-style", "font-variant", "font-family", "text-align", "text-decoration", "text-decoration-line", "text-decoration-color", "text-transform", "letter-spacing", "word-spacing", "line-height", "vertical-align", "list-style", "list-style-type", "display", "flex", "flex-direction", "flex-wrap", "flex-grow", "justify-content", "align-items", "gap", "row-gap", "column-gap", "grid-template-columns", "column-count", "width", "max-width", "height", "min-height", "box-sizing", "border-collapse", "border-spacing", "table-layout", "opacity", "margin", "padding", "border", "border-radius", "border-color", "border-style", "border-width", "margin-top", "margin-right", "margin-bottom", "margin-left", "padding-top", "padding-right", "padding-bottom", "padding-left", "border-top", "border-right", "border-bottom", "border-left"]
+PROPERTIES = _words(
+    """color background background-color font font-size font-weight font-style font-variant font-family
+    text-align text-decoration text-decoration-line text-decoration-color text-transform letter-spacing
+    word-spacing line-height vertical-align list-style list-style-type display flex flex-direction
+    flex-wrap flex-grow justify-content align-items gap row-gap column-gap grid-template-columns
+    column-count width max-width height min-height box-sizing border-collapse border-spacing table-layout
+    opacity margin padding border border-radius border-color border-style border-width
+    margin-top margin-right margin-bottom margin-left padding-top padding-right padding-bottom padding-left
+    border-top border-right border-bottom border-left"""
 )
 MAX_FONT_PX = 400
 """Largest font: above it a single glyph no longer fits on a page."""
@@ -42,10 +58,12 @@ _SAFE_VALUE = re.compile(r"""^[\w\s#%.,+*/()'"-]*$""")
 _FUNCTION = re.compile(r"([\w-]*)\s*\(")
 _FUNCTIONS = {"rgb", "rgba", "hsl", "hsla", "repeat", "minmax", "min", "max", "clamp", ""}
 _NEGATIVE = re.compile(r"(?:^|[\s,(])-\s*[\d.]")
+# A page has no window: these would measure the whole sheet.
+_WINDOW_UNIT = re.compile(r"\d(?:[sld]?v(?:w|h|i|b|min|max))\b")
 _LENGTH = re.compile(r"^[\d.]+(?:e[+-]?\d+)?(?:[a-z]+|%)$")
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ufdd0-\ufdef\ufffe\uffff]")
 _FENCED = re.compile(r"^\s*(`{3,}|~{3,})[ \t]*(?:markdown|md|html)[ \t]*\n(.*?)\n?\s*\1\s*$", re.S | re.I)
-_DEEP = re.compile(r"^(?:[ \t]*(?:[>*+-]|\d{1,9}[.)])){%d}" % MAX_NESTING, re.M)
+_DEEP = re.compile(rf"^(?:[ \t]*(?:[>*+-]|\d{{1,9}}[.)])){{{MAX_NESTING}}}", re.M)
 _TAG = re.compile(r"<[^>]*>")
 
 
@@ -150,7 +168,7 @@ def safe_style(style: str) -> str | None:
         functions = {match.group(1) for match in _FUNCTION.finditer(value)}
         if name not in PROPERTIES or len(value) > 200 or not _SAFE_VALUE.match(value):
             continue
-        if not functions <= _FUNCTIONS or _NEGATIVE.search(value):
+        if not functions <= _FUNCTIONS or _NEGATIVE.search(value) or _WINDOW_UNIT.search(value):
             continue
         if name == "font-size" and _LENGTH.match(value):
             value = f"min({value}, {MAX_FONT_PX}px)"

@@ -1,28 +1,30 @@
-"""Many memories on one sheet: laid out together, captured in few large frames, cut apart again.
+"""Many memories on one sheet: laid out together, captured at once, cut apart again.
 
 All pages of a sheet stand below one another in one persistent document. Each is contained (CSS
 containment), starts at a whole px and has its own width, so its pixels do not depend on its neighbours.
-The sheet is captured in frames of fixed size; page i is rows y_i .. y_i + h_i of the frames' concatenation.
+
+The capture replays the document's paint record in Chromium (`LayerTree.replaySnapshot`). A screenshot would
+send the same record through raster tiles, the display compositor and a read-back first, which costs half as
+much again and whose tile borders leave traces in the anti-aliasing of curves (docs/render.md).
 """
 
 from __future__ import annotations
 
-import base64
+import binascii
 import dataclasses
-import io
 import json
 import time
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image
 
-from render import theme
+from render import png, theme
 from render.chromium import Browser, BrowserGone, ProtocolError
 from render.settings import TOKEN_PX, RenderSettings
 from render.types import Region
 
-FRAME_HEIGHT_PX = 2048
+MAX_SHEET_PX = 16_384
+"""Highest sheet; memories that need more are drawn on several (Skia's bitmaps end at 32,767 rows)."""
 
 CSP = "default-src 'none'; style-src 'unsafe-inline'; font-src data:"
 """First wall: the document may load nothing but its own style and fonts."""
@@ -54,7 +56,6 @@ function regions(page, origin) {
     Math.ceil(b[2] - origin.left), Math.ceil(b[3] - origin.top), b[4].replace(/\\s+/g, ' ').trim()]);
 }
 function lay(memories, o) {
-  scrollTo(0, 0);
   sheet.textContent = '';
   const pages = memories.map(html => {
     const page = document.createElement('div');
@@ -66,7 +67,7 @@ function lay(memories, o) {
   sheet.append(...pages);
   const up = px => Math.ceil(px / o.token - 1e-3) * o.token;
   const sizes = pages.map(page => {
-    const box = page.getBoundingClientRect(), memory = page.firstChild;
+    const box = page.getBoundingClientRect();
     return { box, wide: Math.max(0, page.scrollWidth - Math.ceil(box.width)),
              height: Math.max(box.height, page.scrollHeight) };
   });
@@ -77,15 +78,12 @@ function lay(memories, o) {
     pages[i].style.cssText = `width:${size.width}px;height:${size.height}px`;
   });
   let y = 0;
-  const out = sizes.map((size, i) => {
-    const origin = pages[i].getBoundingClientRect();
+  return JSON.stringify(sizes.map((size, i) => {
     const entry = { y, width: size.width, height: size.height, whole: size.whole, wide: size.wide,
-                    regions: regions(pages[i], origin) };
+                    regions: regions(pages[i], pages[i].getBoundingClientRect()) };
     y += size.height;
     return entry;
-  });
-  sheet.style.height = Math.ceil(y / o.frame) * o.frame + 'px';
-  return out;
+  }));
 }
 Promise.all([...document.fonts].map(face => face.load())).then(() => document.fonts.size);
 """
@@ -105,72 +103,93 @@ class Sheet:
     """A persistent page of one browser, on which memories are drawn."""
 
     def __init__(self, browser: Browser, settings: RenderSettings, timeout_s: float = 30.0):
+        """Raises what `Browser.call` raises."""
         self._browser = browser
         self._settings = settings
-        self._width = 0
-        size = {"width": settings.width_px, "height": FRAME_HEIGHT_PX}
+        self._layer = ""
+        target: dict = {"url": "about:blank", "width": settings.width_px, "height": TOKEN_PX}
         try:
             made = browser.call(
-                "Target.createTarget",
-                {"url": "about:blank", "enableBeginFrameControl": True, **size},
-                timeout_s=timeout_s,
+                "Target.createTarget", target | {"enableBeginFrameControl": True}, "", timeout_s
             )
             self._begin_frame = True
-        except ProtocolError:  # full Chromium: frames come by themselves
-            made = browser.call("Target.createTarget", {"url": "about:blank", **size}, timeout_s=timeout_s)
+        except ProtocolError:  # full Chromium, where frames come by themselves
+            made = browser.call("Target.createTarget", target, "", timeout_s)
             self._begin_frame = False
         attach = {"targetId": made["targetId"], "flatten": True}
-        self._session = browser.call("Target.attachToTarget", attach, timeout_s=timeout_s)["sessionId"]
-        self._call("Page.enable", timeout_s=timeout_s)
+        self._session = browser.call("Target.attachToTarget", attach, "", timeout_s)["sessionId"]
+        self._call("Page.enable", {}, timeout_s)
         self._call("Emulation.setScriptExecutionDisabled", {"value": True}, timeout_s)
         self._call("Fetch.enable", {"patterns": [{"urlPattern": "*"}]}, timeout_s)
-        frame = self._call("Page.getFrameTree", timeout_s=timeout_s)["frameTree"]["frame"]["id"]
+        frame = self._call("Page.getFrameTree", {}, timeout_s)["frameTree"]["frame"]["id"]
         self._call("Page.setDocumentContent", {"frameId": frame, "html": document(settings)}, timeout_s)
         self._evaluate(LAYOUT_JS, timeout_s, await_promise=True)
+        self._call("LayerTree.enable", {}, timeout_s)
 
     def draw(self, fragments: Sequence[str], width_px: int, deadline: float) -> list[Drawn]:
         """Draw sanitised HTML fragments, each `width_px` wide at most, until `deadline` (monotonic seconds).
 
         Raises what `Browser` raises; then the browser must be replaced.
         """
-        settings = self._settings
-        if width_px != self._width:
-            metrics = {"width": width_px, "height": FRAME_HEIGHT_PX, "deviceScaleFactor": 1, "mobile": False}
-            self._call("Emulation.setDeviceMetricsOverride", metrics, deadline - time.monotonic())
-            self._width = width_px
+        self._resize(width_px, TOKEN_PX, deadline)
         options = {
             "width": width_px,
-            "limit": settings.height_limit_px,
-            "frame": FRAME_HEIGHT_PX,
-            "token": TOKEN_PX if not settings.viewport_height_px else 1,
-            "shrink": settings.shrink,
+            "limit": self._settings.height_limit_px,
+            "token": 1 if self._settings.viewport_height_px else TOKEN_PX,
+            "shrink": self._settings.shrink,
         }
         script = f"lay({json.dumps(list(fragments))},{json.dumps(options)})"
-        layout = self._evaluate(script, deadline - time.monotonic())
+        layout = json.loads(self._evaluate(script, _left(deadline)))
+        height = sum(page["height"] for page in layout)
+        if height > MAX_SHEET_PX and len(fragments) > 1:
+            half = len(fragments) // 2
+            return [
+                page
+                for part in (fragments[:half], fragments[half:])
+                for page in self.draw(part, width_px, deadline)
+            ]
         pages = [np.empty((page["height"], page["width"], 3), np.uint8) for page in layout]
-        for top in range(0, sum(page["height"] for page in layout), FRAME_HEIGHT_PX):
-            self._evaluate(f"scrollTo(0,{top})", deadline - time.monotonic())
-            frame = self._frame(deadline)
-            for page, pixels in zip(layout, pages, strict=True):
-                _copy_rows(frame, top, pixels, page["y"])
+        if height:
+            self._resize(width_px, height, deadline)
+            try:
+                png.decode_into(self._capture(deadline), pages)
+            except ValueError as error:
+                raise BrowserGone(f"the capture cannot be read: {error}") from None
         return [_drawn(page, pixels) for page, pixels in zip(layout, pages, strict=True)]
 
-    def _frame(self, deadline: float) -> np.ndarray:
-        shot = {"format": "png", "optimizeForSpeed": True}
-        if not self._begin_frame:
-            data = self._call("Page.captureScreenshot", shot, deadline - time.monotonic())["data"]
+    def _resize(self, width_px: int, height_px: int, deadline: float) -> None:
+        """Make the viewport as large as the sheet: Chromium paints no further than that."""
+        metrics = {"width": width_px, "height": height_px, "deviceScaleFactor": 1, "mobile": False}
+        self._call("Emulation.setDeviceMetricsOverride", metrics, _left(deadline))
+
+    def _capture(self, deadline: float) -> bytes:
+        """PNG file of the whole sheet."""
+        self._paint(deadline, display=not self._layer)
+        if not self._layer:
+            self._layer = self._find_layer(deadline)
+        made = self._call("LayerTree.makeSnapshot", {"layerId": self._layer}, _left(deadline))
+        snapshot = {"snapshotId": made["snapshotId"]}
+        url = self._call("LayerTree.replaySnapshot", snapshot, _left(deadline))["dataURL"]
+        self._browser.send("LayerTree.releaseSnapshot", snapshot, self._session)
+        start = len("data:image/png;base64,")
+        return binascii.a2b_base64(url[start:] if isinstance(url, str) else memoryview(url)[start:])
+
+    def _paint(self, deadline: float, display: bool) -> None:
+        """Bring the paint record up to date; with `display` also the list of layers."""
+        if self._begin_frame:
+            self._call("HeadlessExperimental.beginFrame", {"noDisplayUpdates": not display}, _left(deadline))
         else:
-            while True:
-                answer = self._call(
-                    "HeadlessExperimental.beginFrame", {"screenshot": shot}, deadline - time.monotonic()
-                )
-                if data := answer.get("screenshotData"):
-                    break
-        with Image.open(io.BytesIO(base64.b64decode(data))) as image:
-            pixels = np.asarray(image.convert("RGB"))
-        if pixels.shape != (FRAME_HEIGHT_PX, self._width, 3):
-            raise BrowserGone(f"a frame has shape {pixels.shape}")
-        return pixels
+            clip = {"x": 0, "y": 0, "width": 1, "height": 1, "scale": 1}
+            self._call("Page.captureScreenshot", {"clip": clip}, _left(deadline))
+
+    def _find_layer(self, deadline: float) -> str:
+        """Id of the one layer that the sheet is painted on."""
+        self._evaluate("0", _left(deadline))  # the list of layers is on its way before this answer
+        layers = self._browser.layers.get(self._session, [])
+        drawn = [layer for layer in layers if layer["drawsContent"] and layer["height"] > 0]
+        if len(drawn) != 1:
+            raise BrowserGone(f"the sheet is painted on {len(drawn)} layers instead of one")
+        return drawn[0]["layerId"]
 
     def _evaluate(self, script: str, timeout_s: float, await_promise: bool = False):
         params = {"expression": script, "returnByValue": True, "awaitPromise": await_promise}
@@ -180,17 +199,15 @@ class Sheet:
             raise ProtocolError(
                 thrown.get("exception", thrown).get("description", "the layout script failed")
             )
-        return answer["result"].get("value")
+        value = answer["result"].get("value")
+        return str(value, "ascii") if isinstance(value, memoryview) else value
 
-    def _call(self, method: str, params: dict | None = None, timeout_s: float = 10.0) -> dict:
+    def _call(self, method: str, params: dict, timeout_s: float) -> dict:
         return self._browser.call(method, params, self._session, timeout_s)
 
 
-def _copy_rows(frame: np.ndarray, frame_y: int, page: np.ndarray, page_y: int) -> None:
-    """Copy the rows that a frame [F, W, 3] at sheet row `frame_y` shares with a page at `page_y`."""
-    first, last = max(frame_y, page_y), min(frame_y + len(frame), page_y + len(page))
-    if first < last:
-        page[first - page_y : last - page_y] = frame[first - frame_y : last - frame_y, : page.shape[1]]
+def _left(deadline: float) -> float:
+    return deadline - time.monotonic()
 
 
 def _drawn(page: dict, pixels: np.ndarray) -> Drawn:

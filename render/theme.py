@@ -31,7 +31,7 @@ FACES = (
 BASE_CSS = """
 html { margin: 0; background: #fff; }
 body { margin: 0; overflow: hidden; }
-.page { box-sizing: border-box; contain: layout paint style; overflow: hidden; overflow-wrap: anywhere;
+.page { box-sizing: border-box; contain: layout paint style; overflow: clip; overflow-wrap: anywhere;
   background: #fff; color: #000; font-kerning: normal; text-rendering: geometricPrecision; }
 .memory { display: flow-root; }
 .memory * { max-width: 100%; box-sizing: border-box; position: static; animation: none; transition: none; }
