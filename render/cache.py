@@ -18,7 +18,7 @@ _EMPTY_PAGE_BYTES = 1024
 
 
 class PageCache:
-    """A bounded store of `MemoryPage`s; safe to use from several threads, its folder from several processes."""
+    """A bounded store of `MemoryPage`s, safe for several threads; its folder for several processes."""
 
     def __init__(self, max_mb: int = 256, folder: str = ""):
         """Keep at most `max_mb` MiB of pixels in memory and, when `folder` is named, of files there.
@@ -36,7 +36,7 @@ class PageCache:
                 self._folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise RenderError(
-                    f"render.cache_dir is {folder!r}, which cannot be made ({error.strerror}); name another folder"
+                    f"render.cache_dir is {folder!r}, which cannot be made ({error.strerror}); name another"
                 ) from None
             self._disk_bytes = sum(size for _, size, _ in self._files())
 
