@@ -55,19 +55,22 @@ class ContextBuilder:
         bodies = self._tokenizer.encode_batch([_body(p) for p in todo])
         self._ids.update({p: np.asarray(ids, np.int32) for p, ids in zip(todo, bodies, strict=True)})
 
-    def build(self, question: SourceQuestion, target_tokens: int) -> LongDocument:
-        """The document of a question, at most `target_tokens` long (0: its own passages, all, shuffled).
+    def build(
+        self, question: SourceQuestion, target_tokens: int = 0, target_passages: int = 0
+    ) -> LongDocument:
+        """The document of a question: at most `target_tokens` tokens and `target_passages` passages.
 
+        0 means no limit; without any limit a document has the question's own passages, all of them, shuffled.
         Gold passages are always in, even where they alone are longer. Raises `UserError` when the pool cannot
-        bring the document within 3% of the target.
+        bring the document within 3% of the tokens, or to the number of passages, asked for.
         """
         rng = np.random.default_rng([self._seed, *_digest(question.example_id)])
         gold = [question.paragraphs[i] for i in question.gold]
-        if target_tokens == 0:
+        if not target_tokens and not target_passages:
             chosen = list(question.paragraphs)
             is_gold = [i in question.gold for i in range(len(chosen))]
         else:
-            chosen = gold + self._fill(question, gold, target_tokens, rng)
+            chosen = gold + self._fill(question, gold, target_tokens, target_passages, rng)
             is_gold = [i < len(gold) for i in range(len(chosen))]
         order = rng.permutation(len(chosen))
         passages = [chosen[i] for i in order]
@@ -80,13 +83,21 @@ class ContextBuilder:
         )
 
     def _fill(
-        self, question: SourceQuestion, gold: Sequence[Paragraph], target: int, rng: np.random.Generator
+        self,
+        question: SourceQuestion,
+        gold: Sequence[Paragraph],
+        tokens: int,
+        passages: int,
+        rng: np.random.Generator,
     ) -> list[Paragraph]:
+        """Filler up to the first of the two limits that is reached."""
+        target = tokens or float("inf")
+        room = passages - len(gold) if passages else float("inf")
         length = sum(len(self._header(n)) + len(self._body_ids(p)) for n, p in enumerate(gold))
         filler: list[Paragraph] = []
         misses = 0
         for passage in self._candidates(question, gold, rng):
-            if length >= _FILL_SHARE * target or misses > _MISSES:
+            if length >= _FILL_SHARE * target or misses > _MISSES or len(filler) >= room:
                 return filler
             more = len(self._header(len(gold) + len(filler))) + len(self._body_ids(passage))
             if length + more <= target:
@@ -94,10 +105,12 @@ class ContextBuilder:
                 length += more
             else:
                 misses += 1
-        if length < (1 - LENGTH_TOLERANCE) * target and misses == 0:
+        enough = length >= (1 - LENGTH_TOLERANCE) * target or misses or len(filler) >= room
+        if not enough:
+            asked = f"document_tokens: {tokens}" if tokens else f"document_passages: {passages}"
             raise UserError(
-                f"data.document_tokens: {target} cannot be reached for question {question.example_id!r}: the "
-                f"pool of {len(self._pool)} passages gives {length}; name a larger data.pool_path or lower it"
+                f"data.{asked} cannot be reached for question {question.example_id!r}: the pool allows "
+                f"{length} tokens in {len(gold) + len(filler)} passages; name a larger pool or ask for less"
             )
         return filler
 

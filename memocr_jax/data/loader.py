@@ -10,7 +10,8 @@ import numpy as np
 from memocr_jax.data.contexts import ContextBuilder, cut_middle, split_chunks
 from memocr_jax.data.flashrag import read_flashrag, read_pool
 from memocr_jax.data.memagent import read_memagent
-from memocr_jax.data.rows import Rows, SourceQuestion
+from memocr_jax.data.prepared import PreparedQuestions
+from memocr_jax.data.rows import Paragraph, SourceQuestion
 from memocr_jax.data.settings import DataConfig
 from memocr_jax.data.synthetic import Split, SyntheticQuestion, SyntheticWorld
 from memocr_jax.errors import UserError
@@ -46,11 +47,12 @@ def load_examples(config: DataConfig, tokenizer: Tokenizer, split: Split) -> Exa
         number = min(number, config.limit) if split == "train" and config.limit else number
         world = SyntheticWorld(config.synthetic, config.seed, split, number)
         return Examples(world, lambda question: _synthetic_example(question, config, tokenizer))
-    rows, others = _split_rows(config, split)
-    limited = rows.questions[: config.limit] if split == "train" and config.limit else rows.questions
-    builder = ContextBuilder(_pool(config, (*rows.questions, *others)), tokenizer, config.seed)
+    questions, numbers, problems = _split_rows(config, split)
+    if split == "train" and config.limit:
+        numbers = numbers[: config.limit]
+    builder = ContextBuilder(_pool(config, questions), tokenizer, config.seed)
     return Examples(
-        limited, lambda question: _source_example(question, config, tokenizer, builder), rows.problems
+        numbers, lambda number: _source_example(questions[number], config, tokenizer, builder), problems
     )
 
 
@@ -110,7 +112,7 @@ def _source_example(
     if question.context:
         tokens = np.asarray(tokenizer.encode(question.context), np.int32)
     else:
-        tokens = builder.build(question, config.document_tokens).tokens
+        tokens = builder.build(question, config.document_tokens, config.document_passages).tokens
     return QaExample(
         example_id=question.example_id,
         question=question.question,
@@ -124,29 +126,37 @@ def _chunks(tokens: np.ndarray, config: DataConfig) -> tuple[np.ndarray, ...]:
     return split_chunks(cut_middle(tokens, config.max_chunks * config.chunk_tokens), config.chunk_tokens)
 
 
-def _split_rows(config: DataConfig, split: Split) -> tuple[Rows, tuple[SourceQuestion, ...]]:
-    """The rows of a split, and the file's other questions (whose passages may serve as filler)."""
-    read = read_memagent if config.source == "memagent" else read_flashrag
+def _split_rows(config: DataConfig, split: Split) -> tuple[Sequence[SourceQuestion], range, tuple[str, ...]]:
+    """A file's questions, the numbers of those in the split, and the rows that were left out."""
     if split == "test":
         raise UserError(f"data.source: {config.source!r} has no test split; use train or validation")
     if config.validation_path:
-        if split == "train":
-            return read(config.path, config.strict), ()
-        rows = read(config.validation_path, config.strict, "data.validation_path")
-        return Rows(rows.questions[: config.validation_questions], rows.problems), ()
-    rows = read(config.path, config.strict)
-    cut = len(rows.questions) - config.validation_questions
+        field = "path" if split == "train" else "validation_path"
+        questions, problems = _read(config, field)
+        number = len(questions) if split == "train" else min(len(questions), config.validation_questions)
+        return questions, range(number), problems
+    questions, problems = _read(config, "path")
+    cut = len(questions) - config.validation_questions
     if cut < 1:
         raise UserError(
-            f"data.validation_questions: {config.validation_questions} of {len(rows.questions)} questions of "
+            f"data.validation_questions: {config.validation_questions} of {len(questions)} questions of "
             f"{config.path} leave none to train on; lower it or name a data.validation_path"
         )
-    train, validation = rows.questions[:cut], rows.questions[cut:]
-    mine, others = (train, validation) if split == "train" else (validation, train)
-    return Rows(mine, rows.problems), others
+    return questions, range(cut) if split == "train" else range(cut, len(questions)), problems
 
 
-def _pool(config: DataConfig, questions: Sequence[SourceQuestion]):
+def _read(config: DataConfig, field: str) -> tuple[Sequence[SourceQuestion], tuple[str, ...]]:
+    path, name = getattr(config, field), f"data.{field}"
+    if config.source == "prepared":
+        return PreparedQuestions(path, name), ()
+    rows = (read_memagent if config.source == "memagent" else read_flashrag)(path, config.strict, name)
+    return rows.questions, rows.problems
+
+
+def _pool(config: DataConfig, questions: Sequence[SourceQuestion]) -> Sequence[Paragraph]:
+    """Passages to pad with: those of a pool file, or of all questions of the file, in whichever split."""
+    if config.source != "flashrag":
+        return ()
     if config.pool_path:
         return read_pool(config.pool_path, config.strict)
     return [paragraph for question in questions for paragraph in question.paragraphs]

@@ -11,7 +11,7 @@ from typing import Literal
 from memocr_jax.data.vocabulary import WORDS
 from memocr_jax.errors import UserError
 
-DataSource = Literal["synthetic", "flashrag", "memagent"]
+DataSource = Literal["synthetic", "flashrag", "memagent", "prepared"]
 SentenceStyle = Literal["terse", "plain", "varied"]
 
 
@@ -80,7 +80,7 @@ class DataConfig:
 
     source: DataSource = "synthetic"
     """synthetic: generated, needs no files; flashrag: JSON lines of FlashRAG's layout; memagent: MemAgent's
-    parquet files."""
+    parquet files; prepared: folders that `python -m memocr_jax.data prepare` wrote."""
     path: str = ""
     """File with the training questions (not used by `synthetic`)."""
     validation_path: str = ""
@@ -90,6 +90,9 @@ class DataConfig:
     other questions of the same file."""
     document_tokens: int = 0
     """Length that assembled documents are padded to, in tokens; 0 = as they are."""
+    document_passages: int = 0
+    """Number of passages that assembled documents are padded to; with document_tokens too, the first limit
+    that is reached counts. 0 = no limit."""
     chunk_tokens: int = 5000
     """Tokens of a chunk (arXiv 2601.21468: 5,000)."""
     max_chunks: int = 8
@@ -108,7 +111,7 @@ class DataConfig:
     def check(self, field: str = "data") -> None:
         """Raise `UserError` for a value or a combination that cannot work, naming it as `field`.NAME."""
         _at_least(f"{field}.chunk_tokens", self.chunk_tokens, 1)
-        for name in ("document_tokens", "max_chunks", "limit", "seed"):
+        for name in ("document_tokens", "document_passages", "max_chunks", "limit", "seed"):
             _at_least(f"{field}.{name}", getattr(self, name), 0)
         _at_least(f"{field}.validation_questions", self.validation_questions, 1)
         if self.source == "synthetic":
