@@ -46,7 +46,7 @@ def write_about(run_dir: Path, *, model_parameters: int, **extra: Any) -> Path:
         "cpu_count": os.cpu_count(),
         "system": platform.platform(),
         "versions": versions(),
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": ["python", *sys.orig_argv[1:]],
         "started": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         **extra,
     }

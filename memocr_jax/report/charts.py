@@ -11,6 +11,8 @@ from memocr_jax.report.values import short
 
 WIDTH, HEIGHT = 480, 200
 LEFT, RIGHT, TOP, BOTTOM = 46, 10, 10, 24
+COLOURS = 8
+"""Colours of the palette; further lines use them again, dashed."""
 SMOOTH_FROM = 24
 """With at least this many points a smoothed line is drawn over the faint raw one."""
 DOTS_UP_TO = 30
@@ -23,6 +25,8 @@ class Series:
 
     label: str
     values: tuple[float | None, ...]
+    colour: int = 0
+    """Index into the palette of report.css."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +34,7 @@ class Line:
     """A series ready to draw, in the coordinates of the view box."""
 
     label: str
+    colour: int
     last: str
     """Its newest value, for the legend."""
     raw: str
@@ -133,6 +138,7 @@ def line_chart(
         lines.append(
             Line(
                 label=s.label,
+                colour=s.colour,
                 last=short(next(v for v in reversed(s.values) if v is not None)),
                 raw=_path(raw),
                 smooth=_path(points(moving_average(s.values, max(2, len(steps) // 24)))) if smooth else "",
@@ -145,7 +151,10 @@ def line_chart(
     hover = {
         "x": [x_of(step) for step in steps],
         "steps": list(steps),
-        "series": [{"label": s.label, "text": [short(v) for v in s.values]} for s in series],
+        "series": [
+            {"label": s.label, "colour": s.colour % COLOURS, "text": [short(v) for v in s.values]}
+            for s in series
+        ],
     }
     return Chart(
         title=title,

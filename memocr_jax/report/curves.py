@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
 from memocr_jax.report.charts import Chart, Series, line_chart
 from memocr_jax.report.values import finite, short
+
+OBJECTIVES = ("std", "aug_m", "aug_q")
+"""The three objectives in their order and, everywhere, in the first three colours."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,38 +23,32 @@ class Curve:
     keys: tuple[str, ...]
     note: str = ""
     bounds: tuple[float, float] | None = None
+    """Smallest and largest value that the vertical axis must show."""
 
 
-REWARDS = Curve(
-    "Rewards",
-    ("reward/std", "reward/aug_m", "reward/aug_q"),
-    "share of right answers: std, low resolution (aug_m), cloze (aug_q)",
-    (0.0, 1.0),
-)
-
+REWARDS = tuple(f"reward/{name}" for name in OBJECTIVES)
+SHARE = (0.0, 1.0)
 CURVES = (
-    REWARDS,
-    Curve(
-        "Validation", ("validation/*accuracy*", "validation/*em*", "validation/*f1*", "validation/reward*")
-    ),
+    Curve("Rewards", ("reward/*",), "share right: std, low resolution (aug_m), cloze (aug_q)", SHARE),
+    Curve("Validation", ("validation/*",)),
     Curve("Loss", ("loss/*",), "clipped policy loss and what is added to it"),
-    Curve("KL to the initial policy", ("kl/*",), "k3 estimate, per token"),
-    Curve("Gradient norm", ("*grad*norm*",), "before clipping"),
-    Curve("Response length", ("*response*tokens*", "*/response_length*"), "sampled tokens a turn"),
-    Curve("Page size", ("*page*tokens*", "*image*tokens*", "*view*tokens*"), "visual tokens of 28 x 28 px"),
+    Curve("KL to the initial policy", ("kl/*",), "per token"),
+    Curve("Gradient norm", ("grad/norm",), "before clipping"),
+    Curve("Entropy of the policy", ("policy/entropy",), "nats per token"),
+    Curve("Response length", ("draft/tokens", "read/tokens_*"), "sampled tokens a turn"),
+    Curve("Cut off by the length limit", ("draft/truncated", "read/truncated_*"), "share of turns", SHARE),
+    Curve("Page size", ("view/tokens_*",), "visual tokens of 28 x 28 px, as read"),
     Curve(
-        "Zero-variance groups",
-        ("*zero_variance*", "*zero_std*"),
-        "share of groups whose samples all score alike",
-        (0.0, 1.0),
+        "Groups without a signal", ("group/zero_variance_*",), "share whose samples all score alike", SHARE
     ),
     Curve(
         "Failures",
-        ("*fail*", "*missing*", "*timeout*", "*crash*", "*truncated*", "*empty*", "*no_box*", "*invalid*"),
+        ("render/empty", "render/failed", "render/truncated", "*/missing", "*/without_*"),
         "counted, weighted zero",
     ),
-    Curve("Throughput", ("time/*_per_s*", "*tokens_per_s*"), "tokens per second"),
-    Curve("Time per stage", ("time/*_s",), "seconds"),
+    Curve("Clipped", ("policy/clip_fraction", "grad/clipped_share"), "share of tokens, of updates", SHARE),
+    Curve("Throughput", ("time/tokens_per_s",), "sampled tokens per second"),
+    Curve("Time per stage", ("time/*_s",), "seconds of a step"),
 )
 
 
@@ -60,15 +58,36 @@ def metric_keys(metrics: Sequence[Mapping[str, Any]]) -> list[str]:
     return [key for key in keys if key != "step"]
 
 
-def series_of(metrics: Sequence[Mapping[str, Any]], key: str, label: str) -> Series:
+def series_of(metrics: Sequence[Mapping[str, Any]], key: str, label: str, colour: int = 0) -> Series:
     """The values of one metric over all steps."""
-    return Series(label, tuple(finite(line.get(key)) for line in metrics))
+    return Series(label, tuple(finite(line.get(key)) for line in metrics), colour)
+
+
+def _objective(key: str) -> int | None:
+    """Index of the objective that a key ends in, as `view/tokens_aug_m` does."""
+    return next((i for i, name in enumerate(OBJECTIVES) if key.endswith(("/" + name, "_" + name))), None)
 
 
 def _labels(keys: Sequence[str]) -> list[str]:
-    """Keys without the stage when all share it."""
-    stages = {key.rpartition("/")[0] for key in keys}
-    return [key.rpartition("/")[2] for key in keys] if len(stages) == 1 else list(keys)
+    """What tells keys apart: the objective if they differ in nothing else, else the key without its stage."""
+    objectives = [_objective(key) for key in keys]
+    stems = {
+        key if i is None else key.removesuffix(OBJECTIVES[i]) for key, i in zip(keys, objectives, strict=True)
+    }
+    if len(stems) == 1 and None not in objectives:
+        return [OBJECTIVES[i] for i in objectives]
+    one_stage = len({key.partition("/")[0] for key in keys}) == 1
+    return [key.partition("/")[2] or key if one_stage else key for key in keys]
+
+
+def _lines(metrics: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> list[Series]:
+    """Series in the objectives' order and colours, what belongs to no objective after them."""
+    ordered = sorted(keys, key=lambda key: len(OBJECTIVES) if (i := _objective(key)) is None else i)
+    free = itertools.count(len(OBJECTIVES) if any(_objective(key) is not None for key in keys) else 0)
+    return [
+        series_of(metrics, key, label, next(free) if (i := _objective(key)) is None else i)
+        for key, label in zip(ordered, _labels(ordered), strict=True)
+    ]
 
 
 def draw_curves(metrics: Sequence[Mapping[str, Any]]) -> tuple[list[Chart], dict[str, list[Chart]]]:
@@ -83,8 +102,7 @@ def draw_curves(metrics: Sequence[Mapping[str, Any]]) -> tuple[list[Chart], dict
     for curve in CURVES:
         keys = [key for key in left if any(fnmatchcase(key, pattern) for pattern in curve.keys)]
         left = [key for key in left if key not in keys]
-        series = [series_of(metrics, key, label) for key, label in zip(keys, _labels(keys), strict=True)]
-        chart = line_chart(curve.title, steps, series, note=curve.note, bounds=curve.bounds)
+        chart = line_chart(curve.title, steps, _lines(metrics, keys), note=curve.note, bounds=curve.bounds)
         if chart:
             charts.append(chart)
     others: dict[str, list[Chart]] = {}

@@ -92,7 +92,7 @@ def render_report(record: RunRecord, limits: ReportLimits) -> str:
         .render(
             record=record,
             facts=headline(record),
-            trends=[t for key in REWARDS.keys if (t := trend(record.metrics, key))],
+            trends=[t for key in REWARDS if (t := trend(record.metrics, key))],
             command=" ".join(texts(record.about.get("command"))),
             charts=charts,
             other_charts=other_charts,

@@ -74,6 +74,11 @@ class Sample:
     views: tuple[View, ...]
 
     @property
+    def wide_px(self) -> int:
+        """Width of the largest view: the others are enlarged to it, so that they compare."""
+        return max((view.picture.width_px for view in self.views if view.picture), default=0)
+
+    @property
     def reads(self) -> dict[str, ShownTurn]:
         """Read turns by kind, in the order of the objectives."""
         turns = {turn.kind: turn for view in self.views for turn in view.reads}
@@ -184,7 +189,9 @@ def _sample(g: int, turns: Sequence[Mapping[str, Any]], pictures: PictureReader)
     status = next(
         (text(t["page_status"]) for t in (*reads.values(), *drafts[::-1]) if t.get("page_status")), ""
     )
-    page = None if page_file is None or page_file in by_file else pictures.read(page_file)
+    page = pictures.read(page_file)
+    if any(view.picture == page for view in views):
+        page = None
     return Sample(g, tuple(map(_turn, drafts)), page, status, tuple(views))
 
 

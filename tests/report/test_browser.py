@@ -64,10 +64,12 @@ def test_low_resolution_is_enlarged_until_true_size_is_asked_for(new_run, open_r
     page = open_report(new_run().config().trajectories(1, group=1))
     low = page.locator(".low img").first
     assert low.evaluate("i => getComputedStyle(i).imageRendering") == "pixelated"
+    full = page.locator(".full img").first
     assert low.bounding_box()["width"] > 2 * 112
+    assert low.bounding_box()["width"] == pytest.approx(full.bounding_box()["width"], abs=1)
     page.click("#size")
     assert low.bounding_box()["width"] == 112
-    assert page.locator(".full img").first.bounding_box()["width"] == 364
+    assert full.bounding_box()["width"] == 364
     assert page.complaints == []
 
 

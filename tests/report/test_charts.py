@@ -66,7 +66,7 @@ def test_points_lie_where_their_values_are():
     assert chart.lines[0].last == "1"
     hover = json.loads(chart.hover)
     assert hover["steps"] == [1, 2, 3]
-    assert hover["series"] == [{"label": "a", "text": ["0", "–", "1"]}]
+    assert hover["series"] == [{"label": "a", "colour": 0, "text": ["0", "–", "1"]}]
 
 
 def test_one_step_is_a_dot_in_the_middle():

@@ -150,11 +150,37 @@ def test_every_metric_is_drawn_once(new_run):
         "Gradient norm": 1,
         "Response length": 2,
         "Page size": 1,
-        "Zero-variance groups": 1,
+        "Groups without a signal": 1,
         "Failures": 2,
         "Throughput": 1,
         "Time per stage": 5,
     }
+
+
+def test_objectives_keep_their_order_and_colour():
+    keys = (
+        "reward/aug_m",
+        "reward/aug_q",
+        "reward/std",
+        "draft/tokens",
+        "read/tokens_aug_q",
+        "read/tokens_std",
+    )
+    charts, _ = draw_curves([{"step": 1, **dict.fromkeys(keys, 0.5)}])
+    lines = {chart.title: [(line.label, line.colour) for line in chart.lines] for chart in charts}
+    assert lines == {
+        "Rewards": [("std", 0), ("aug_m", 1), ("aug_q", 2)],
+        "Response length": [("read/tokens_std", 0), ("read/tokens_aug_q", 2), ("draft/tokens", 3)],
+    }
+
+
+def test_a_page_that_is_its_own_full_view_is_shown_once(new_run):
+    run = new_run().config().trajectories(1, group=1)
+    for name in (run.root / "trajectories" / "pages").glob("*.png"):
+        if not name.stem.endswith(("_32", "_512")):
+            name.write_bytes(name.with_name(name.stem + "_512.png").read_bytes())
+    (group,), _ = groups_of(run)
+    assert group.samples[0].page is None and group.samples[0].wide_px == 364
 
 
 def test_hostile_text_is_text(new_run, hostile):

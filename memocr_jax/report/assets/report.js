@@ -35,9 +35,9 @@ for (const figure of document.querySelectorAll(".chart")) {
     tip.replaceChildren();
     const head = tip.appendChild(document.createElement("b"));
     head.textContent = "step " + hover.steps[best];
-    hover.series.forEach((series, i) => {
+    hover.series.forEach((series) => {
       const row = tip.appendChild(document.createElement("span"));
-      row.className = "c" + (i % 8);
+      row.className = "c" + series.colour;
       row.appendChild(document.createElement("i"));
       row.append(series.label + "  " + series.text[best]);
     });
