@@ -215,6 +215,8 @@ def _finish(job: Job, fingerprint: dict[str, Any], rows: Rows, shards: int) -> d
     problems = [*rows.problems, *(problem for report in reports for problem in report["problems"])]
     if not lengths:
         raise UserError(f"--questions: no document could be made (first problem: {problems[0]})")
+    for leftover in folder.rglob("*.unfinished"):  # torn files of killed processes
+        leftover.unlink()
     card = CARDS.get(job.name)
     licence = job.licence or card.licence
     write_metadata(
