@@ -75,6 +75,13 @@ def nice_ticks(low: float, high: float, count: int = 4) -> list[float]:
     return [i * step for i in range(first, last + 1)]
 
 
+def tick_text(value: float, ticks: Sequence[float]) -> str:
+    """A tick with as many digits as tell it from its neighbours."""
+    largest, step = max(map(abs, ticks)), ticks[1] - ticks[0]
+    digits = math.ceil(math.log10(largest / step) - 1e-9) + 1
+    return short(value) if digits <= 3 or step >= 1 else f"{value:.{digits}g}"
+
+
 def moving_average(values: Sequence[float | None], half: int) -> list[float | None]:
     """Mean over up to `half` values to either side, as many on both; missing values stay missing."""
     averages: list[float | None] = []
@@ -161,6 +168,6 @@ def line_chart(
         note=note,
         lines=tuple(lines),
         x_ticks=tuple((x_of(t), f"{int(t):,}") for t in (x_values if len(steps) > 1 else steps)),
-        y_ticks=tuple((y_of(t), short(t)) for t in ticks),
+        y_ticks=tuple((y_of(t), tick_text(t, ticks)) for t in ticks),
         hover=json.dumps(hover, separators=(",", ":")),
     )

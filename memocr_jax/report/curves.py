@@ -28,16 +28,17 @@ class Curve:
 
 REWARDS = tuple(f"reward/{name}" for name in OBJECTIVES)
 SHARE = (0.0, 1.0)
+FROM_ZERO = (0.0, 0.0)
 CURVES = (
     Curve("Rewards", ("reward/*",), "share right: std, low resolution (aug_m), cloze (aug_q)", SHARE),
     Curve("Validation", ("validation/*",)),
     Curve("Loss", ("loss/*",), "clipped policy loss and what is added to it"),
     Curve("KL to the initial policy", ("kl/*",), "per token"),
-    Curve("Gradient norm", ("grad/norm",), "before clipping"),
+    Curve("Gradient norm", ("grad/norm",), "before clipping", FROM_ZERO),
     Curve("Entropy of the policy", ("policy/entropy",), "nats per token"),
-    Curve("Response length", ("draft/tokens", "read/tokens_*"), "sampled tokens a turn"),
+    Curve("Response length", ("draft/tokens", "read/tokens_*"), "sampled tokens a turn", FROM_ZERO),
     Curve("Cut off by the length limit", ("draft/truncated", "read/truncated_*"), "share of turns", SHARE),
-    Curve("Page size", ("view/tokens_*",), "visual tokens of 28 x 28 px, as read"),
+    Curve("Page size", ("view/tokens_*",), "visual tokens of 28 x 28 px, as read", FROM_ZERO),
     Curve(
         "Groups without a signal", ("group/zero_variance_*",), "share whose samples all score alike", SHARE
     ),
@@ -45,10 +46,11 @@ CURVES = (
         "Failures",
         ("render/empty", "render/failed", "render/truncated", "*/missing", "*/without_*"),
         "counted, weighted zero",
+        (0.0, 1.0),
     ),
     Curve("Clipped", ("policy/clip_fraction", "grad/clipped_share"), "share of tokens, of updates", SHARE),
-    Curve("Throughput", ("time/tokens_per_s",), "sampled tokens per second"),
-    Curve("Time per stage", ("time/*_s",), "seconds of a step"),
+    Curve("Throughput", ("time/tokens_per_s",), "sampled tokens per second", FROM_ZERO),
+    Curve("Time per stage", ("time/*_s",), "seconds of a step", FROM_ZERO),
 )
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memocr_jax.report.charts import Series, line_chart, moving_average, nice_ticks
+from memocr_jax.report.charts import Series, line_chart, moving_average, nice_ticks, tick_text
 from memocr_jax.report.values import short
 
 
@@ -52,6 +52,14 @@ def test_ticks_always_enclose(low, span):
 )
 def test_short_numbers(value, text):
     assert short(value) == text
+
+
+def test_ticks_close_together_can_be_told_apart():
+    ticks = [8.0195, 8.02, 8.0205]
+    assert [tick_text(t, ticks) for t in ticks] == ["8.0195", "8.02", "8.0205"]
+    assert [tick_text(t, [0, 0.25, 0.5]) for t in [0, 0.25, 0.5]] == ["0", "0.25", "0.5"]
+    assert [tick_text(t, [0, 2500, 5000]) for t in [0, 2500, 5000]] == ["0", "2,500", "5,000"]
+    assert [tick_text(t, [0, 2e-7, 4e-7]) for t in [0, 2e-7, 4e-7]] == ["0", "2e-07", "4e-07"]
 
 
 def test_moving_average_is_centred_and_skips_what_is_missing():
