@@ -109,7 +109,7 @@ def references(tmp_path_factory):
     import torch
     from transformers import Qwen2_5_VLForConditionalGeneration
 
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)  # tiny products: more threads only wait for each other
     made: dict[str, Reference] = {}
 
     def get(name: str) -> Reference:
