@@ -51,12 +51,13 @@ def fit(pixels: np.ndarray, budget_tokens: int) -> np.ndarray:
     rows, columns = token_grid(height, width, budget_tokens)
     box_height, box_width = rows * TOKEN_PX, columns * TOKEN_PX
     content_height, content_width = _content(height, width, box_height, box_width)
+    background = pixels[-1, -1]
     if (content_height, content_width) != (height, width):
         pixels = _resize(pixels, content_height, content_width)
     if (content_height, content_width) == (box_height, box_width):
         return pixels
     view = np.empty((box_height, box_width, 3), np.uint8)
-    view[:] = pixels[-1, -1]
+    view[:] = background
     view[:content_height, :content_width] = pixels
     return view
 
