@@ -71,6 +71,7 @@ class Sample:
     page: Picture | None
     """The page at its own size, when it is another image than the views."""
     page_status: str
+    page_detail: str
     views: tuple[View, ...]
 
     @property
@@ -185,14 +186,21 @@ def _sample(g: int, turns: Sequence[Mapping[str, Any]], pictures: PictureReader)
                 reads=tuple(map(_turn, readers)),
             )
         )
-    page_file = next((t["page"] for t in (*reads.values(), *drafts[::-1]) if t.get("page")), None)
-    status = next(
-        (text(t["page_status"]) for t in (*reads.values(), *drafts[::-1]) if t.get("page_status")), ""
-    )
-    page = pictures.read(page_file)
+    told = {
+        name: next((t[name] for t in (*reads.values(), *drafts[::-1]) if t.get(name)), None)
+        for name in ("page", "page_status", "page_detail")
+    }
+    page = pictures.read(told["page"])
     if any(view.picture == page for view in views):
         page = None
-    return Sample(g, tuple(map(_turn, drafts)), page, status, tuple(views))
+    return Sample(
+        g,
+        tuple(map(_turn, drafts)),
+        page,
+        text(told["page_status"]),
+        text(told["page_detail"]),
+        tuple(views),
+    )
 
 
 def reward_spread(turns: Iterable[Mapping[str, Any]]) -> float:

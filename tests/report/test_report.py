@@ -261,6 +261,22 @@ def test_turns_with_fields_missing_or_of_another_kind(new_run):
     assert html.count('class="read"') == 1 and html.count('class="draft"') == 1
 
 
+def test_a_sample_without_a_page_says_why(new_run):
+    run = (
+        new_run()
+        .config()
+        .trajectories(1, group=2, page_status="EMPTY", page_detail="nothing visible", page=None)
+    )
+    path = run.root / "trajectories" / "step_000001.jsonl"
+    turns = [json.loads(line) for line in path.read_text().splitlines()]
+    path.write_text(
+        "\n".join(json.dumps(turn) for turn in turns if turn["kind"] == "DRAFT" or turn["g"] == 1)
+    )
+    html = write_report(run.root).read_text()
+    assert html.count("No page was read: EMPTY, nothing visible.") == 1
+    assert html.count('<span class="status">page EMPTY</span>') == 2
+
+
 def test_evaluation_table(new_run):
     run = new_run().config()
     (run.root / "evaluation").mkdir()
