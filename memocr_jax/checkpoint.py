@@ -47,10 +47,12 @@ class Checkpoints:
 
     def save(self, step: int, params: nnx.State, opt_state: Any, meta: Meta) -> None:
         """Start saving; returns once the arrays are copied from the devices."""
+        # Chunks follow the stacked `layers` axis, so that an export reads one layer at a time.
+        by_layer = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=2**28, shard_axes=(0,)), params)
         self._manager.save(
             step,
             args=ocp.args.Composite(
-                params=ocp.args.StandardSave(params),
+                params=ocp.args.StandardSave(params, save_args=by_layer),
                 opt_state=ocp.args.StandardSave(opt_state),
                 meta=ocp.args.JsonSave(dataclasses.asdict(meta)),
             ),

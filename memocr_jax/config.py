@@ -86,6 +86,8 @@ class EngineConfig:
     """Prefix groups (one prefix, K siblings) that are decoded together."""
     length_multiple: int = 128
     """Lengths are padded to a few sizes, the smallest being this."""
+    window_multiple: int = 4
+    """An image's attention windows (112 x 112 px) are padded to a few numbers, the smallest being this."""
     decode_segment: int = 64
     """Tokens between two looks at which rows have finished."""
 
@@ -117,7 +119,7 @@ class RLConfig:
     kl_estimator: Literal["k1", "k2", "k3"] = "k3"
     """Estimator of that KL (Schulman, 2020); k3 is the paper's "low variance"."""
     aggregation: Literal["token_mean", "sequence_mean", "constant_length"] = "token_mean"
-    """How token losses become one number; constant_length divides by the longest completion (2503.20783)."""
+    """How token losses become one number: constant_length is Dr. GRPO (arXiv 2503.20783)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,6 +141,8 @@ class TrainConfig:
     """Steps of the whole run, resumed parts included."""
     max_row_tokens: int = 32768
     """Longest packed row [prefix | siblings]; a group that is longer is split over several rows."""
+    length_multiple: int = 1024
+    """Packed rows are padded to a few lengths, the smallest being this; fewer lengths compile faster."""
     micro_batch_rows: int = 1
     """Packed rows that go through the model at once; a multiple of mesh.data * mesh.fsdp."""
     logp_chunk_tokens: int = 1024
@@ -330,9 +334,11 @@ def validate(config: Config) -> None:
             "agent.gap_fill_blanks": c.agent.gap_fill_blanks,
             "engine.groups": c.engine.groups,
             "engine.length_multiple": c.engine.length_multiple,
+            "engine.window_multiple": c.engine.window_multiple,
             "engine.decode_segment": c.engine.decode_segment,
             "rl.questions_per_step": c.rl.questions_per_step,
             "rl.minibatch_questions": c.rl.minibatch_questions,
+            "train.length_multiple": c.train.length_multiple,
             "train.micro_batch_rows": c.train.micro_batch_rows,
             "train.logp_chunk_tokens": c.train.logp_chunk_tokens,
             "mesh.data": c.mesh.data,

@@ -159,7 +159,9 @@ class Engine:
         siblings = max(len(group.suffixes) for group in groups)
         prefix_slots = bucket(max(len(group.prefix) for group in groups), multiple)
         suffix_slots = bucket(max(len(s) for group in groups for s in group.suffixes), max(1, multiple // 4))
-        vision, slots = image_rows([group.image for group in groups], rows, self.model_config)
+        images = [group.image for group in groups]
+        windows = most_windows(images, self.model_config, self.config.window_multiple)
+        vision, slots = image_rows(images, rows, windows, self.model_config)
         packed = PackedRows.empty(rows, prefix_slots + siblings * suffix_slots)
         prefix_len = np.zeros(rows, np.int32)
         suffix_len = np.ones((rows, siblings), np.int32)
@@ -204,10 +206,16 @@ def image_grid(image: np.ndarray | None, config: Qwen25VLConfig) -> tuple[int, i
     return image.shape[0] // patch, image.shape[1] // patch
 
 
+def most_windows(images: Sequence[np.ndarray | None], config: Qwen25VLConfig, multiple: int) -> int:
+    """The number of windows that an executable for these images has; 0 when there are none."""
+    counts = [num_windows(*image.shape[:2], config.vision) for image in images if image is not None]
+    return bucket(max(counts), multiple) if counts else 0
+
+
 def image_rows(
-    images: Sequence[np.ndarray | None], rows: int, config: Qwen25VLConfig
+    images: Sequence[np.ndarray | None], rows: int, windows: int, config: Qwen25VLConfig
 ) -> tuple[VisionBatch | None, list[np.ndarray | None]]:
-    """One vision row for each prompt row, and the feature indices of each image (None without one).
+    """One vision row of `windows` windows for each prompt row, and the feature indices of each image.
 
     Returns (None, [None, ...]) when no row has an image. Raises ValueError when only some have: rows with and
     without images run as different executables.
@@ -217,7 +225,6 @@ def image_rows(
         return None, [None] * len(images)
     if len(present) != len(images):
         raise ValueError("rows with and without an image cannot share a batch")
-    windows = bucket(max(num_windows(*image.shape[:2], config.vision) for image in present))
     vision, slots = vision_batch(present, config.vision, windows=windows, rows=rows)
     return vision, list(slots)
 

@@ -62,7 +62,8 @@ class TrainProgress:
         say(
             f"{config.model.path}: {parameters / 1e6:,.2f}M parameters, {config.model.init} weights; "
             f"{config.data.source} data, {examples:,} questions; "
-            f"a step is {rl.questions_per_step} questions x {rl.group_size} memories"
+            f"a step is {rl.questions_per_step} questions x {rl.group_size} memories",
+            soft_wrap=True,
         )
         if step:
             say(f"continuing {run_dir} after step {step}")
@@ -81,7 +82,8 @@ class TrainProgress:
         self._progress.console.print(
             f"step {step:>4}/{self._steps}  reward std {show('reward/std')}  augM {show('reward/aug_m')}  "
             f"augQ {show('reward/aug_q')}  {metrics['time/tokens_per_s']:6,.0f} tokens/s  "
-            f"{metrics['time/step_s']:5.1f} s  left {_duration(left)}"
+            f"{metrics['time/step_s']:5.1f} s  left {_duration(left)}",
+            soft_wrap=True,
         )
         self._progress.update(self._task, completed=step, left=_duration(left), stage="")
 

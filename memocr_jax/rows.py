@@ -41,8 +41,8 @@ class PackedRows:
     ) -> int:
         """Put a prefix at the row's start and sibling k at `starts[k]`.
 
-        `image_slots` i32[M] are the feature indices of the prefix's image tokens, `image_grid` is its rows and
-        columns in patches. Siblings are text: their positions count on from the prefix's last. Returns
+        `image_slots` i32[M] are the feature indices of the prefix's image tokens, `image_grid` is its rows
+        and columns in patches. Siblings are text: their positions count on from the prefix's last. Returns
         the position that follows the prefix.
         """
         positions = mrope_positions(prefix, [image_grid] if image_grid else [], config)

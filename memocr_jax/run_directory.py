@@ -1,4 +1,4 @@
-"""What a run leaves behind: metrics, TensorBoard events, trajectories with their pages (docs/run_directory.md)."""
+"""What a run leaves behind: metrics, TensorBoard events, trajectories with pages (docs/run_directory.md)."""
 
 from __future__ import annotations
 
@@ -213,6 +213,7 @@ def _start_wandb(config: Config, run_dir: Path) -> Any:
         import wandb
     except ImportError as error:
         raise UserError(
-            f"log.wandb_project is {log.wandb_project!r}, but wandb is not installed: pip install 'memocr_jax[wandb]'"
+            f"log.wandb_project is {log.wandb_project!r}, but wandb is not installed: "
+            "pip install 'memocr_jax[wandb]'"
         ) from error
     return wandb.init(project=log.wandb_project, name=run_dir.name, dir=str(run_dir), resume="allow")

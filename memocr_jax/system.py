@@ -79,13 +79,14 @@ def build_system(config: Config) -> System:
 
 
 def build_learner(system: System, initial: nnx.State, stopwatch: Stopwatch) -> Learner:
-    """The learner of a run that starts from `initial`, which stays its reference policy if there is a KL term."""
+    """The learner of a run that starts from `initial`, its reference policy if there is a KL term."""
     config = system.config
     packing = Packing(
         system.model,
         config.train.max_row_tokens,
         config.train.micro_batch_rows,
-        config.engine.length_multiple,
+        config.train.length_multiple,
+        config.engine.window_multiple,
     )
     return Learner(
         system.graphdef,
@@ -111,8 +112,8 @@ def _require_matching(model: Qwen25VLConfig, tokenizer: Tokenizer, config: Confi
     where = f"model.path {config.model.path} and tokenizer.path {config.tokenizer.path or '(the small one)'}"
     if tokenizer.vocab_size > model.text.vocab_size:
         raise UserError(
-            f"{where} do not fit: the tokenizer has {tokenizer.vocab_size} entries, the model's vocab_size is "
-            f"{model.text.vocab_size}; use the tokenizer that the model was made with"
+            f"{where} do not fit: the tokenizer has {tokenizer.vocab_size} entries, the model's vocab_size "
+            f"is {model.text.vocab_size}; use the tokenizer that the model was made with"
         )
     pairs = {
         "image_token_id": (model.image_token_id, tokenizer.image_pad_id),

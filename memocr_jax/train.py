@@ -99,7 +99,7 @@ def train(config: Config) -> int:
 
 
 class _StopSignals:
-    """Ctrl-C and SIGTERM end the run after the step under way, with a checkpoint; a second one ends it at once."""
+    """Ctrl-C and SIGTERM end the run after the step under way, with a checkpoint; a second one at once."""
 
     received: int | None = None
 

@@ -9,8 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from memocr_jax.buckets import batches, bucket
-from memocr_jax.generate import image_grid, image_rows
-from memocr_jax.images import num_windows
+from memocr_jax.generate import image_grid, image_rows, most_windows
 from memocr_jax.models.config import Qwen25VLConfig
 from memocr_jax.rows import PackedRows
 from memocr_jax.types import TrainBatch, Turn
@@ -32,6 +31,8 @@ class Packing:
     rows: int
     """Rows of a micro-batch."""
     length_multiple: int
+    """Smallest padded length of a row; a quarter of it is the smallest padded number of sampled tokens."""
+    window_multiple: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,18 +105,18 @@ def _shape(row: list[WeightedTurn], packing: Packing) -> tuple[int, int, int]:
     """(windows, length, sampled tokens) of the executable that takes this row."""
     length = len(row[0].turn.prefix) + sum(len(_sibling(t.turn)) for t in row)
     sampled = sum(len(t.turn.completion.tokens) for t in row)
-    image = row[0].turn.image
-    windows = 0 if image is None else bucket(num_windows(*image.shape[:2], packing.model.vision))
+    windows = most_windows([row[0].turn.image], packing.model, packing.window_multiple)
     return (
         windows,
         bucket(length, packing.length_multiple),
-        bucket(sampled, max(1, packing.length_multiple // 2)),
+        bucket(sampled, max(1, packing.length_multiple // 4)),
     )
 
 
 def _pack_rows(rows: list[list[WeightedTurn]], shape: tuple[int, int, int], packing: Packing) -> TrainBatch:
-    _, length, sampled = shape
-    vision, slots = image_rows([row[0].turn.image for row in rows], packing.rows, packing.model)
+    windows, length, sampled = shape
+    images = [row[0].turn.image for row in rows]
+    vision, slots = image_rows(images, packing.rows, windows, packing.model)
     packed = PackedRows.empty(packing.rows, length)
     predict_pos = np.zeros((packing.rows, sampled), np.int32)
     target = np.zeros((packing.rows, sampled), np.int32)

@@ -12,7 +12,6 @@ from typing import Protocol
 
 import numpy as np
 from flax import nnx
-from render.views import degrade, fit, image_tokens
 
 from memocr_jax.config import AgentConfig, SamplingConfig
 from memocr_jax.generate import Engine, PromptGroup
@@ -23,6 +22,7 @@ from memocr_jax.rng import host_rng, row_key
 from memocr_jax.tokenizer import Tokenizer
 from memocr_jax.types import QaExample, Turn, TurnKind
 from render.types import MemoryPage
+from render.views import degrade, fit, image_tokens
 
 
 class Renderer(Protocol):
