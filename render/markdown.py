@@ -80,7 +80,7 @@ def to_html(text: str, mode: Mode) -> str:
 
 def clean_text(text: str) -> str:
     """`text` as valid Unicode: lone surrogates, null and control characters become U+FFFD."""
-    text = text.encode("utf-8", "surrogatepass").decode("utf-8", "replace")
+    text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
     return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text).replace("\r\n", "\n").replace("\r", "\n")
 
 

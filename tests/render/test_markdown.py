@@ -1,0 +1,156 @@
+"""Memories become harmless HTML and lose no text."""
+
+import re
+from html.parser import HTMLParser
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from render.markdown import (
+    ATTRIBUTES,
+    ELEMENTS,
+    PROPERTIES,
+    clean_text,
+    safe_style,
+    to_html,
+    visible_text,
+)
+
+
+def test_commonmark_tables_and_strikethrough():
+    html = to_html("# A *b*\n\n|x|y|\n|-|-|\n|1|~~2~~|\n\n1. one\n2. two", "markdown")
+    assert "<h1>A <em>b</em></h1>" in html
+    assert "<th>x</th>" in html and "<s>2</s>" in html
+    assert "<ol>\n<li>one</li>\n<li>two</li>\n</ol>" in html
+
+
+def test_inline_colours_and_sizes_stay():
+    html = to_html(
+        '<span style="color:red;font-size:30px">a</span> <font color="blue" size="5">b</font>', "markdown"
+    )
+    assert '<span style="color:red;font-size:min(30px, 400px)">a</span>' in html.replace(
+        "font-size: ", "font-size:"
+    )
+    assert '<font color="blue" size="5">b</font>' in html
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        "<script>alert(1)</script>",
+        "<img src=http://127.0.0.1/x onerror=alert(1)>",
+        "<iframe src=file:///etc/passwd></iframe>",
+        "<a href='javascript:alert(1)' onclick=alert(1)>x</a>",
+        "<meta http-equiv=refresh content='0;url=http://127.0.0.1/'>",
+        "<link rel=stylesheet href=http://127.0.0.1/>",
+        "<style>@import 'http://127.0.0.1/';</style>",
+        "<svg onload=alert(1)><use href='http://127.0.0.1/#a'/></svg>",
+        "<object data=http://127.0.0.1/></object><embed src=http://127.0.0.1/>",
+        "<div style='background:url(http://127.0.0.1/)'>x</div>",
+        "<div style='background-image:url(http://127.0.0.1/)'>x</div>",
+        "<div style='position:fixed;top:-100px;z-index:9'>x</div>",
+        "<div style='animation:a 1s infinite;transition:all 1s;transform:rotate(9deg)'>x</div>",
+        "<div style='margin-left:-9999px;text-indent:-5em'>x</div>",
+        "<div style='width:expression(alert(1))'>x</div>",
+        "<div style='color:\\72 ed;color:var(--x);color:env(x)'>x</div>",
+        "<div style='height:100vh;width:50vmax'>x</div>",
+        "<form action=http://127.0.0.1/><input autofocus onfocus=alert(1)></form>",
+        "<base href=http://127.0.0.1/><video src=http://127.0.0.1/></video>",
+        "![x](http://127.0.0.1/x.png) [y](http://127.0.0.1/)",
+        "<template><script>1</script></template><noscript><img src=x></noscript>",
+        "<math><mi xlink:href='http://127.0.0.1/'>x</mi></math>",
+        "<div id=sheet class=page name=x>x</div>",
+    ],
+)
+@pytest.mark.parametrize("mode", ["markdown", "html"])
+def test_nothing_hostile_survives(hostile, mode):
+    # Only what stands within tags can act; as text (Markdown that HTML does not parse) anything is harmless.
+    tags = "".join(re.findall(r"<[^>]*>", to_html(hostile, mode))).lower()
+    forbidden = (
+        "script",
+        "url",
+        "http",
+        "file:",
+        "on",
+        "position",
+        "-9",
+        "src",
+        "href",
+        "anim",
+        "trans",
+        "@",
+    )
+    for word in (*forbidden, "expression", "var(", "env(", "\\", "id=", "class=", "100vh", "vmax", "iframe"):
+        if word == "on":
+            assert not re.search(r"\son\w+=", tags)
+        else:
+            assert word not in tags, f"{word!r} in {tags}"
+
+
+class Audit(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def handle_starttag(self, tag, attrs):
+        self.found.append((tag, attrs))
+
+
+@given(st.text(max_size=400), st.sampled_from(["markdown", "html"]))
+@settings(max_examples=300, deadline=None)
+def test_any_text_stays_within_the_allow_list(text, mode):
+    audit = Audit()
+    audit.feed(to_html(text, mode))
+    for tag, attributes in audit.found:
+        assert tag in ELEMENTS
+        allowed = ATTRIBUTES["*"] | ATTRIBUTES.get(tag, set())
+        assert {name for name, _ in attributes} <= allowed
+
+
+@given(st.text(alphabet="abcdefgh :;(),-#%'\"\\/.0123456789urlexpcolrfnt-sizemargbkdv@!", max_size=120))
+@settings(max_examples=500, deadline=None)
+def test_any_style_keeps_only_harmless_declarations(style):
+    kept = safe_style(style)
+    for declaration in (kept or "").split(";"):
+        name, _, value = declaration.partition(":")
+        assert not kept or name in PROPERTIES
+        assert "url(" not in value and "\\" not in value and "@" not in value
+
+
+def test_font_sizes_are_capped():
+    assert safe_style("font-size:1e6px") == "font-size:min(1e6px, 400px)"
+    assert safe_style("font-size:large") == "font-size:large"
+    assert safe_style("font:bold 1000000px x") is None
+
+
+def test_a_fenced_memory_counts_as_its_content():
+    assert to_html("```markdown\n# A\n```", "markdown") == to_html("# A", "markdown")
+    assert "<code>" in to_html("text\n\n```\n# A\n```", "markdown")
+
+
+def test_images_leave_their_description():
+    assert "[a red fox]" in to_html("![a red *fox*](x.png)", "markdown")
+    assert "<img" not in to_html("<img src=x.png alt='a fox'>", "html")
+
+
+@pytest.mark.parametrize(
+    "deep", [">" * 500 + " needle", "- " * 500 + "needle", "<div>" * 3000 + "needle", "[" * 3000 + "needle"]
+)
+def test_deep_nesting_loses_no_text(deep):
+    assert "needle" in to_html(deep, "markdown")
+
+
+def test_broken_unicode_is_repaired():
+    assert clean_text("a\ud800b\x00c\r\nd\x1b") == "a\ufffdb\ufffdc\nd\ufffd"
+    # A pair of surrogates that stand for one character is that character.
+    assert clean_text("\ud83d\ude00") == "\N{GRINNING FACE}"
+    to_html("\udfff" * 10, "markdown").encode()
+
+
+@pytest.mark.parametrize(
+    "empty", ["", " \n\t", "# ", "**", "<b></b>", "\u200b\u200d\ufeff", "---", "&nbsp;", "<!-- x -->"]
+)
+def test_what_shows_nothing_has_no_visible_text(empty):
+    visible = visible_text(to_html(empty, "markdown"))
+    assert visible == ("**" if empty == "**" else "")
