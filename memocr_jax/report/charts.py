@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from memocr_jax.report.values import short
 
@@ -102,6 +102,23 @@ def _path(points: Sequence[tuple[float, float] | None]) -> str:
     return "".join(parts)
 
 
+def _x_axis(steps: Sequence[int], doubling: bool) -> tuple[Callable[[float], float], list[int]]:
+    """Where a step lies, and the steps that get a tick."""
+    scale = math.log2 if doubling else float
+    first, inner = steps[0], WIDTH - LEFT - RIGHT
+    span = scale(steps[-1]) - scale(first)
+
+    def x_of(step: float) -> float:
+        return round(LEFT + inner * ((scale(step) - scale(first)) / span if span else 0.5), 1)
+
+    if doubling or len(steps) == 1:
+        return x_of, list(steps)
+    ticks = [int(t) for t in nice_ticks(first, steps[-1], 6) if first <= t <= steps[-1] and t == int(t)]
+    if not ticks or ticks[0] > first + 0.1 * span:
+        ticks.insert(0, first)
+    return x_of, ticks
+
+
 def line_chart(
     title: str,
     steps: Sequence[int],
@@ -109,6 +126,8 @@ def line_chart(
     *,
     note: str = "",
     bounds: tuple[float, float] | None = None,
+    x_name: str = "step",
+    doubling: bool = False,
 ) -> Chart | None:
     """Lay out a chart, or None when no series has a value.
 
@@ -118,6 +137,8 @@ def line_chart(
         series: what is drawn, each with one value a step.
         note: a line of explanation.
         bounds: smallest and largest value the vertical axis must show, as (0, 1) for accuracies.
+        x_name: what the horizontal axis counts.
+        doubling: equal ratios of `steps` lie equally far apart, and each has its tick; all must be above 0.
     """
     series = [s for s in series if any(v is not None for v in s.values)]
     if not series:
@@ -126,11 +147,8 @@ def line_chart(
     shown = [*known, *(bounds or ())]
     ticks = nice_ticks(min(shown), max(shown))
     low, high = ticks[0], ticks[-1]
-    first, span = steps[0], max(steps[-1] - steps[0], 1)
-    inner_w, inner_h = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
-
-    def x_of(step: float) -> float:
-        return round(LEFT + inner_w * ((step - first) / span if len(steps) > 1 else 0.5), 1)
+    x_of, x_ticks = _x_axis(steps, doubling)
+    inner_h = HEIGHT - TOP - BOTTOM
 
     def y_of(value: float) -> float:
         return round(TOP + inner_h * (1 - (value - low) / (high - low)), 1)
@@ -152,12 +170,9 @@ def line_chart(
                 dots=tuple(p for p in raw if p) if len(steps) <= DOTS_UP_TO else (),
             )
         )
-    x_values = [t for t in nice_ticks(first, first + span, 6) if first <= t <= steps[-1] and t == int(t)]
-    if not x_values or x_values[0] > first + 0.1 * span:
-        x_values.insert(0, first)
     hover = {
         "x": [x_of(step) for step in steps],
-        "steps": list(steps),
+        "heads": [f"{x_name} {step:,}" for step in steps],
         "series": [
             {"label": s.label, "colour": s.colour % COLOURS, "text": [short(v) for v in s.values]}
             for s in series
@@ -167,7 +182,7 @@ def line_chart(
         title=title,
         note=note,
         lines=tuple(lines),
-        x_ticks=tuple((x_of(t), f"{int(t):,}") for t in (x_values if len(steps) > 1 else steps)),
+        x_ticks=tuple((x_of(t), f"{t:,}") for t in x_ticks),
         y_ticks=tuple((y_of(t), tick_text(t, ticks)) for t in ticks),
         hover=json.dumps(hover, separators=(",", ":")),
     )

@@ -1,4 +1,4 @@
-"""The evaluation's table: accuracy against budget."""
+"""The evaluation's results: accuracy against budget, as a table and a chart."""
 
 from __future__ import annotations
 
@@ -6,32 +6,54 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from memocr_jax.report.values import finite, short
+from memocr_jax.report.charts import Chart, Series, line_chart
+from memocr_jax.report.values import finite, short, text
 
 
 @dataclasses.dataclass(frozen=True)
-class EvaluationTable:
+class Evaluation:
     """Accuracy at each budget, largest budget first."""
 
+    facts: tuple[tuple[str, str], ...]
+    """What else the summary says, as the number of questions."""
     columns: tuple[str, ...]
     rows: tuple[tuple[str, tuple[str, ...]], ...]
+    chart: Chart | None
 
 
-def evaluation_table(summary: Mapping[str, Any]) -> EvaluationTable | None:
-    """The table of a summary {"budgets": {"512": {"em": 0.5, ...}, ...}}; None when it has none."""
+def read_evaluation(summary: Mapping[str, Any]) -> Evaluation | None:
+    """Lay out a summary {"budgets": {"512": {"em": 0.5, ...}, ...}, ...}; None when it has no budgets."""
     budgets = summary.get("budgets")
     if not isinstance(budgets, Mapping):
         return None
-    rows = {
-        int(b): scores for b, scores in budgets.items() if str(b).isdigit() and isinstance(scores, Mapping)
-    }
-    columns = tuple(dict.fromkeys(name for scores in rows.values() for name in scores))
+    scores = {int(b): s for b, s in budgets.items() if str(b).isdigit() and int(b) and isinstance(s, Mapping)}
+    columns = tuple(dict.fromkeys(name for row in scores.values() for name in row))
     if not columns:
         return None
-    return EvaluationTable(
-        columns,
-        tuple(
-            (f"{b:,}", tuple(short(finite(rows[b].get(c))) for c in columns))
-            for b in sorted(rows, reverse=True)
+    ascending = sorted(scores)
+    chart = line_chart(
+        "Accuracy against budget",
+        ascending,
+        [
+            Series(name, tuple(finite(scores[b].get(name)) for b in ascending), colour)
+            for colour, name in enumerate(columns)
+            # Scores are shares; counts beside them are for the table.
+            if all(0 <= (finite(scores[b].get(name)) or 0) <= 1 for b in ascending)
+        ],
+        note="visual tokens of a page, each step twice the one before",
+        bounds=(0.0, 1.0),
+        x_name="budget",
+        doubling=True,
+    )
+    return Evaluation(
+        facts=tuple(
+            (name.replace("_", " "), short(value) if isinstance(value, float) else text(value))
+            for name, value in summary.items()
+            if isinstance(value, str | int | float)
         ),
+        columns=columns,
+        rows=tuple(
+            (f"{b:,}", tuple(short(finite(scores[b].get(c))) for c in columns)) for b in reversed(ascending)
+        ),
+        chart=chart,
     )

@@ -22,9 +22,9 @@ import jinja2
 from markupsafe import Markup
 
 from memocr_jax.report.curves import REWARDS, draw_curves, trend
-from memocr_jax.report.evaluation import evaluation_table
+from memocr_jax.report.evaluation import read_evaluation
 from memocr_jax.report.record import RunRecord, read_run
-from memocr_jax.report.trajectories import KIND_NAMES, PictureReader, select_groups
+from memocr_jax.report.trajectories import KIND_NAMES, PictureReader, ShownTurn, select_groups
 from memocr_jax.report.values import finite, short, text, texts
 
 UNSAFE_CHARACTERS = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
@@ -96,7 +96,7 @@ def render_report(record: RunRecord, limits: ReportLimits) -> str:
             command=" ".join(texts(record.about.get("command"))),
             charts=charts,
             other_charts=other_charts,
-            evaluation=evaluation_table(record.evaluation),
+            evaluation=read_evaluation(record.evaluation),
             groups=groups,
             kinds=KIND_NAMES,
             notes=notes,
@@ -200,6 +200,14 @@ def _environment(limits: ReportLimits) -> jinja2.Environment:
             return whole
         return f"{whole[:keep]}\n\n[… {len(whole) - 2 * keep:,} characters left out …]\n\n{whole[-keep:]}"
 
+    def lines(turn: ShownTurn, before: ShownTurn | None) -> list[tuple[str, bool]]:
+        """Lines of a draft, each with whether the draft before it lacked it."""
+        known = set(clean(before.response).splitlines()) if before else None
+        return [
+            (line, known is not None and bool(line.strip()) and line.rstrip("\n") not in known)
+            for line in clip(turn.response).splitlines(keepends=True)
+        ]
+
     def signed(value: Any) -> str:
         number = finite(value)
         return "–" if number is None else ("+" if number > 0 else "") + short(number).replace("-", "−")
@@ -212,5 +220,5 @@ def _environment(limits: ReportLimits) -> jinja2.Environment:
         lstrip_blocks=True,
         finalize=lambda value: value if isinstance(value, Markup) else clean(value),
     )
-    environment.filters.update(clip=clip, short=lambda v: short(finite(v)), signed=signed)
+    environment.filters.update(clip=clip, short=lambda v: short(finite(v)), signed=signed, lines=lines)
     return environment

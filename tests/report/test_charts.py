@@ -73,7 +73,7 @@ def test_points_lie_where_their_values_are():
     assert chart.lines[0].raw == f"M{chart.left:.1f} {chart.bottom:.1f}M{chart.right:.1f} {chart.top:.1f}"
     assert chart.lines[0].last == "1"
     hover = json.loads(chart.hover)
-    assert hover["steps"] == [1, 2, 3]
+    assert hover["heads"] == ["step 1", "step 2", "step 3"]
     assert hover["series"] == [{"label": "a", "colour": 0, "text": ["0", "–", "1"]}]
 
 
@@ -82,6 +82,13 @@ def test_one_step_is_a_dot_in_the_middle():
     middle = (chart.left + chart.right) / 2
     assert chart.lines[0].dots == ((middle, (chart.top + chart.bottom) / 2),)
     assert chart.x_ticks == ((middle, "7"),)
+
+
+def test_doubling_steps_lie_equally_far_apart():
+    chart = line_chart("t", [8, 16, 32], [Series("a", (0.0, 0.5, 1.0))], x_name="budget", doubling=True)
+    middle = (chart.left + chart.right) / 2
+    assert chart.x_ticks == ((chart.left, "8"), (middle, "16"), (chart.right, "32"))
+    assert json.loads(chart.hover)["heads"][0] == "budget 8"
 
 
 def test_nothing_to_draw_is_no_chart():

@@ -9,6 +9,7 @@ import pytest
 from memocr_jax.errors import UserError
 from memocr_jax.report import ReportLimits, write_about, write_report
 from memocr_jax.report.curves import draw_curves
+from memocr_jax.report.evaluation import read_evaluation
 from memocr_jax.report.record import read_run
 from memocr_jax.report.trajectories import PictureReader, evenly, reward_spread, select_groups
 
@@ -244,6 +245,19 @@ def test_long_text_loses_its_middle(new_run):
     assert "a" * 30 + "\n\n[… 1,000 characters left out …]\n\n" + "c" * 30 in html
 
 
+def test_new_lines_of_a_draft_are_marked(new_run):
+    run = new_run().config()
+    (run.root / "trajectories").mkdir()
+    turns = [
+        {"q": 0, "g": 0, "kind": "DRAFT", "chunk": i, "response": response}
+        for i, response in enumerate(["# A\nb\n", "# A\n\nc <i>\nb", ""])
+    ]
+    (run.root / "trajectories" / "step_000001.jsonl").write_text("\n".join(map(json.dumps, turns)))
+    html = write_report(run.root).read_text()
+    assert "<bdi># A\nb\n</bdi>" in html, "nothing stands out in the first draft: all of it is new"
+    assert "<bdi># A\n\n<ins>c &lt;i&gt;\n</ins>b</bdi>" in html
+
+
 def test_turns_with_fields_missing_or_of_another_kind(new_run):
     run = new_run().config()
     (run.root / "trajectories").mkdir()
@@ -277,16 +291,24 @@ def test_a_sample_without_a_page_says_why(new_run):
     assert html.count('<span class="status">page EMPTY</span>') == 2
 
 
-def test_evaluation_table(new_run):
+def test_evaluation(new_run):
     run = new_run().config()
     (run.root / "evaluation").mkdir()
-    summary = {"budgets": {"16": {"em": 0.25, "f1": 0.5}, "512": {"em": 0.75, "f1": None}}}
+    budgets = {"16": {"em": 0.25, "count": 7}, "512": {"em": 0.75, "count": None}, "x": {}, "0": {"em": 1}}
+    summary = {"budgets": budgets, "questions": 128}
     (run.root / "evaluation" / "summary.json").write_text(json.dumps(summary))
     html = write_report(run.root).read_text()
-    rows = html[html.index('<section id="evaluation">') :]
-    assert rows.index("<th>512</th><td>0.75</td><td>–</td>") < rows.index(
-        "<th>16</th><td>0.25</td><td>0.5</td>"
-    )
+    html = html[html.index('<section id="evaluation">') :]
+    assert "questions <b>128</b>" in html
+    first = html.index("<th>512</th><td>0.75</td><td>–</td>")
+    assert first < html.index("<th>16</th><td>0.25</td><td>7</td>")
+    (line,) = read_evaluation(summary).chart.lines
+    assert line.label == "em", "a count is no share, and is not drawn among them"
+
+
+@pytest.mark.parametrize("summary", [{}, {"budgets": 5}, {"budgets": {}}, {"budgets": {"8": 1}}])
+def test_no_evaluation(summary):
+    assert read_evaluation(summary) is None
 
 
 def test_about(new_run):

@@ -34,7 +34,7 @@ for (const figure of document.querySelectorAll(".chart")) {
     cursor.classList.add("on");
     tip.replaceChildren();
     const head = tip.appendChild(document.createElement("b"));
-    head.textContent = "step " + hover.steps[best];
+    head.textContent = hover.heads[best];
     hover.series.forEach((series) => {
       const row = tip.appendChild(document.createElement("span"));
       row.className = "c" + series.colour;
