@@ -76,6 +76,10 @@ class BrowserGone(Exception):
     """The browser process ended or its page crashed."""
 
 
+class PageFault(BrowserGone):
+    """The page's process crashed by its own fault: it was not killed from outside."""
+
+
 class BrowserTimeout(Exception):
     """The browser did not answer in time."""
 
@@ -145,6 +149,7 @@ class Browser:
         self._spawn(executable, max_memory_mb)
         try:
             self.product = self.call("Browser.getVersion", timeout_s=start_timeout_s)["product"]
+            self.call("Target.setDiscoverTargets", {"discover": True}, timeout_s=start_timeout_s)
         except (BrowserGone, BrowserTimeout) as error:
             words = Path(self._profile, "stderr").read_text(errors="replace").strip().splitlines()
             self.close()
@@ -227,8 +232,9 @@ class Browser:
             self.send("Fetch.failRequest", request, message.get("sessionId", ""))
         elif method == "LayerTree.layerTreeDidChange":
             self.layers[message["sessionId"]] = message["params"].get("layers", [])
-        elif method in ("Inspector.targetCrashed", "Target.targetCrashed"):
-            raise BrowserGone("the page's process crashed")
+        elif method == "Target.targetCrashed":
+            status = message["params"]["status"]
+            raise (BrowserGone if status == "killed" else PageFault)(f"the page's process ended: {status}")
         elif method in ("Inspector.detached", "Target.detachedFromTarget"):
             raise BrowserGone("the page is gone")
 

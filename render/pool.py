@@ -20,6 +20,7 @@ from render.chromium import (
     Browser,
     BrowserGone,
     BrowserTimeout,
+    PageFault,
     ProtocolError,
     chromium_version,
     find_chromium,
@@ -37,10 +38,9 @@ MAX_TILES = 16
 """Most memories on one sheet."""
 MAX_SHEET_CHARS = 60_000
 """Most HTML characters on one sheet: what is larger goes alone, so that it can only hurt itself."""
-MAX_CRASHES = 4
-"""A memory in whose hands, alone, the browser died this often is CRASHED. Several, because the browser may
-have been killed from outside."""
-MAX_TIMEOUTS = 2
+MAX_DEATHS = 4
+"""A memory in whose hands, alone, the browser died this often is CRASHED: several times, because a browser
+can be killed from outside. Time running out, or a fault of the page's own process, is final at once."""
 MAX_START_FAILURES = 3
 
 
@@ -53,8 +53,7 @@ class _Job:
     future: Future
     fragment: str = ""
     alone: bool = False
-    crashes: int = 0
-    timeouts: int = 0
+    deaths: int = 0
 
 
 class RenderPool:
@@ -264,9 +263,8 @@ class RenderPool:
     def _deliver(self, job: _Job, page: Drawn) -> None:
         notes = []
         status = PageStatus.OK
-        if not page.pixels.size or (page.pixels == page.pixels[0, 0]).all():
-            self._finish(job, PageStatus.EMPTY, "nothing visible: the page has one colour")
-            return
+        if page.zoom < 1:
+            notes.append(f"drawn at {page.zoom:.2f} of its size to fit the width")
         if missing := theme.missing_glyphs(job.fragment):
             status = PageStatus.MISSING_GLYPHS
             shown = ", ".join(f"U+{ord(c):04X}" for c in missing[:8]) + (", ..." if len(missing) > 8 else "")
@@ -275,7 +273,11 @@ class RenderPool:
             status = PageStatus.TRUNCATED
             cuts = {"height": page.cut_height_px, "width": page.cut_width_px}
             notes += [f"{px} px of the {side} cut off" for side, px in cuts.items() if px]
-        self._finish(job, status, "; ".join(notes), page)
+        if not page.pixels.size or (page.pixels == page.pixels[0, 0]).all():
+            notes.insert(0, "nothing visible: the page has one colour")
+            self._finish(job, PageStatus.EMPTY, "; ".join(notes))
+        else:
+            self._finish(job, status, "; ".join(notes), page)
 
     def _finish(self, job: _Job, status: PageStatus, detail: str, drawn: Drawn | None = None) -> None:
         pixels, regions = (drawn.pixels, drawn.regions) if drawn else (None, ())
@@ -290,15 +292,14 @@ class RenderPool:
         left = [job for job in jobs if not job.future.done()]
         again = []
         for job in left:
-            if job.alone or len(left) == 1:
-                job.timeouts += isinstance(error, BrowserTimeout)
-                job.crashes += not isinstance(error, BrowserTimeout)
+            was_alone = len(left) == 1
             job.alone = True
+            job.deaths += was_alone
             if self._closed:
                 self._finish(job, PageStatus.FAILED, "the pool was closed")
-            elif job.timeouts >= MAX_TIMEOUTS:
+            elif was_alone and isinstance(error, BrowserTimeout):
                 self._finish(job, PageStatus.TIMEOUT, f"not drawn within {self.settings.timeout_s:g} s")
-            elif job.crashes >= MAX_CRASHES:
+            elif was_alone and (isinstance(error, PageFault) or job.deaths >= MAX_DEATHS):
                 self._finish(job, PageStatus.CRASHED, str(error))
             else:
                 again.append(job)

@@ -26,6 +26,9 @@ from render.types import Region
 MAX_SHEET_PX = 16_384
 """Highest sheet; memories that need more are drawn on several (Skia's bitmaps end at 32,767 rows)."""
 
+LEAST_ZOOM = 0.25
+"""What is too wide for the page (a table of many columns) is drawn smaller, down to this; then it is cut."""
+
 CSP = "default-src 'none'; style-src 'unsafe-inline'; font-src data:"
 """First wall: the document may load nothing but its own style and fonts."""
 
@@ -66,11 +69,22 @@ function lay(memories, o) {
   });
   sheet.append(...pages);
   const up = px => Math.ceil(px / o.token - 1e-3) * o.token;
-  const sizes = pages.map(page => {
+  const measure = page => {
     const box = page.getBoundingClientRect();
     return { box, wide: Math.max(0, page.scrollWidth - Math.ceil(box.width)),
              height: Math.max(box.height, page.scrollHeight) };
-  });
+  };
+  let sizes = pages.map(measure);
+  for (let attempt = 0; attempt < 3 && sizes.some(size => size.wide); attempt++) {
+    // Too wide (a table of many columns): smaller rather than cut off.
+    sizes.forEach((size, i) => {
+      if (!size.wide) return;
+      const zoom = Math.max(o.least, +(pages[i].dataset.zoom || 1) * 0.99 * o.room / (o.room + size.wide));
+      pages[i].dataset.zoom = zoom;
+      pages[i].firstChild.style.zoom = zoom * o.scale;
+    });
+    sizes = sizes.map((size, i) => size.wide ? measure(pages[i]) : size);
+  }
   sizes.forEach((size, i) => {
     size.width = o.shrink ? Math.min(o.width, up(size.box.width)) : o.width;
     size.whole = Math.ceil(size.height - 1e-3);
@@ -80,6 +94,7 @@ function lay(memories, o) {
   let y = 0;
   return JSON.stringify(sizes.map((size, i) => {
     const entry = { y, width: size.width, height: size.height, whole: size.whole, wide: size.wide,
+                    zoom: +(pages[i].dataset.zoom || 1),
                     regions: regions(pages[i], pages[i].getBoundingClientRect()) };
     y += size.height;
     return entry;
@@ -91,11 +106,15 @@ Promise.all([...document.fonts].map(face => face.load())).then(() => document.fo
 
 @dataclasses.dataclass(frozen=True)
 class Drawn:
-    """One memory as drawn: pixels u8[H, W, 3]; how many px of it lie outside; its regions."""
+    """One memory as drawn."""
 
     pixels: np.ndarray
+    """u8[H, W, 3]"""
     cut_height_px: int
+    """How much of it lies below the page's end."""
     cut_width_px: int
+    zoom: float
+    """Below 1 when it had to be drawn smaller to fit the width."""
     regions: tuple[Region, ...]
 
 
@@ -137,6 +156,9 @@ class Sheet:
             "limit": self._settings.height_limit_px,
             "token": 1 if self._settings.viewport_height_px else TOKEN_PX,
             "shrink": self._settings.shrink,
+            "scale": self._settings.scale,
+            "room": width_px - 2 * self._settings.margin_px,
+            "least": LEAST_ZOOM,
         }
         script = f"lay({json.dumps(list(fragments))},{json.dumps(options)})"
         layout = json.loads(self._evaluate(script, _left(deadline)))
@@ -216,7 +238,7 @@ def _drawn(page: dict, pixels: np.ndarray) -> Drawn:
         Region("heading" if level else "body", level, x0, y0, x1 - x0, y1 - y0, text)
         for level, x0, y0, x1, y1, text in page["regions"]
     )
-    return Drawn(pixels, max(0, page["whole"] - page["height"]), page["wide"], regions)
+    return Drawn(pixels, max(0, page["whole"] - page["height"]), page["wide"], page["zoom"], regions)
 
 
 def document(settings: RenderSettings) -> str:
