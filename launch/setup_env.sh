@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Makes .venv at the root of the repository, installs this package into it, and makes sure of Chromium
-# and fonts. A second call finds its own notes in .venv and returns at once.
+# Makes .venv at the root of the repository, installs this package into it (the fonts of pages come along),
+# and makes sure of Chromium. A second call finds its own notes in .venv and returns at once.
 #
 #   bash launch/setup_env.sh [EXTRA ...]     EXTRA: an extra of setup.py, as dev, cuda, tpu, wandb
 #
@@ -100,14 +100,17 @@ make_venv() {
   fi
 }
 
+# Twice as quick as pip; where it does not get through pip still may, for it knows this machine's pip settings.
+with_uv() {
+  "$python" -m pip install -q --no-compile uv &&
+    "$venv/bin/uv" pip install -q --system-certs --python "$python" -e .
+}
+
 install_package() {
   local extra
   if ! has_extra base; then
     say "installing the packages (about half a minute with a good network)"
-    # uv is two to three times quicker than pip; where it does not get through, pip may (it knows this
-    # machine's own pip settings).
-    if ! { "$python" -m pip install -q --no-compile uv && "$venv/bin/uv" pip install -q --system-certs --python "$python" -e .; } \
-      >>"$log" 2>&1; then
+    if ! with_uv >>"$log" 2>&1; then
       logged "the packages could not be installed" "$python" -m pip install -q --no-compile -e .
     fi
     printf '%s base\n' "$key" >"$installed"
@@ -133,10 +136,10 @@ print(path)' 2>>"$log"
 install_browser() {
   local path
   if ! path=$(find_browser); then
-    say "installing Chromium and fonts"
-    # Debian has a small Chromium without windows; elsewhere Playwright brings one.
-    if ! apt_install chromium-headless-shell fonts-dejavu-core; then
-      apt_install fonts-dejavu-core || true
+    say "installing Chromium"
+    # Debian has a small Chromium without windows; elsewhere Playwright brings one. Pages are drawn with
+    # fonts that came with the packages, so the system needs none.
+    if ! apt_install chromium-headless-shell; then
       "$python" -m playwright install chromium-headless-shell >>"$log" 2>&1 ||
         fail "Chromium is missing and could not be downloaded; install it and start again:" \
           "sudo apt-get install chromium-headless-shell (Debian), or with a network" \
