@@ -25,6 +25,7 @@ RENDER = [
     "markdown-it-py>=4,<5",
     "mdit-py-plugins>=0.5,<0.8",
     "nh3>=0.3,<0.4",
+    "isal>=1.7,<2",  # inflates captures faster than zlib
     "matplotlib>=3.10,<4",  # plots, and the DejaVu fonts that pages are drawn with
     "fastapi>=0.115,<1",
     "uvicorn>=0.34,<1",

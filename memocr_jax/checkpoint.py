@@ -6,7 +6,9 @@ step, updates, the model's config.json). A checkpoint that was not finished is n
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import jax
 import orbax.checkpoint as ocp
 from flax import nnx
 
-from memocr_jax.config import CheckpointConfig, Config, load_config
+from memocr_jax.config import CheckpointConfig, Config
 from memocr_jax.errors import UserError
 from memocr_jax.models.config import Qwen25VLConfig
 
@@ -44,6 +46,10 @@ class Checkpoints:
     def latest(self) -> int | None:
         """The newest complete step, or None."""
         return self._manager.latest_step()
+
+    def steps(self) -> list[int]:
+        """Every complete step, ascending."""
+        return sorted(self._manager.all_steps())
 
     def save(self, step: int, params: nnx.State, opt_state: Any, meta: Meta) -> None:
         """Start saving; returns once the arrays are copied from the devices."""
@@ -107,33 +113,21 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def load_run(
-    run_dir: str | Path, mesh: Any = None, step: int | None = None
-) -> tuple[Config, Meta, nnx.State]:
-    """Read the newest (or the given) checkpoint of a run: its configuration, what it is, its parameters.
+@contextlib.contextmanager
+def open_checkpoint(run_dir: str | Path, step: int | None = None) -> Iterator[tuple[Checkpoints, int]]:
+    """The checkpoints of a run for reading, and the step to read: the given one or the newest.
 
-    Parameters are placed on `mesh`, default one device. Raises UserError when there is none.
+    Raises UserError when the directory is not a run's or has no such complete checkpoint.
     """
-    from memocr_jax.config import MeshConfig
-    from memocr_jax.models.qwen25_vl import abstract_model
-    from memocr_jax.sharding import make_mesh, param_shardings
-
-    config_file = Path(run_dir) / "config.yaml"
-    if not config_file.is_file():
+    if not (Path(run_dir) / "config.yaml").is_file():
         raise UserError(f"{run_dir}: not the directory of a run (it has no config.yaml)")
-    config = load_config(config_file)
     with Checkpoints(run_dir, read_only=True) as checkpoints:
-        step = checkpoints.latest() if step is None else step
-        if step is None:
-            raise UserError(
-                f"{run_dir}: it has no complete checkpoint yet; let the run go on, or start it again"
-            )
-        meta = checkpoints.meta(step)
-        model = Qwen25VLConfig.from_dict(meta.model, f"checkpoint {step} of {run_dir}")
-        mesh = make_mesh(MeshConfig(), jax.devices()[:1]) if mesh is None else mesh
-        _, abstract = abstract_model(model)
-        target = abstract_like(abstract, param_shardings(abstract, mesh))
-        return config, meta, checkpoints.restore(step, params=target)["params"]
+        steps = checkpoints.steps()
+        if not steps:
+            raise UserError(f"{run_dir}: it has no complete checkpoint yet; let the run reach one")
+        if step is not None and step not in steps:
+            raise UserError(f"{run_dir}: it has no checkpoint of step {step}; there are {sorted(steps)}")
+        yield checkpoints, steps[-1] if step is None else step
 
 
 def save_run(run_dir: str | Path, config: Config, model: Qwen25VLConfig, params: nnx.State) -> None:
