@@ -7,7 +7,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from memocr_jax.report.charts import Chart, Series, line_chart
-from memocr_jax.report.values import finite, short, text
+from memocr_jax.report.values import finite, short, text, texts
+
+
+SCORES = ("em", "f1", "sub_em")
+"""What is drawn; other columns, as the number of image tokens, are for the table."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,6 +23,8 @@ class Evaluation:
     columns: tuple[str, ...]
     rows: tuple[tuple[str, tuple[str, ...]], ...]
     chart: Chart | None
+    failures: tuple[str, ...]
+    """Questions that could not be read or scored; they count as wrong."""
 
 
 def read_evaluation(summary: Mapping[str, Any]) -> Evaluation | None:
@@ -36,11 +42,9 @@ def read_evaluation(summary: Mapping[str, Any]) -> Evaluation | None:
         ascending,
         [
             Series(name, tuple(finite(scores[b].get(name)) for b in ascending), colour)
-            for colour, name in enumerate(columns)
-            # Scores are shares; counts beside them are for the table.
-            if all(0 <= (finite(scores[b].get(name)) or 0) <= 1 for b in ascending)
+            for colour, name in enumerate(name for name in SCORES if name in columns)
         ],
-        note="visual tokens of a page, each step twice the one before",
+        note="share of all questions, by visual tokens of a page",
         bounds=(0.0, 1.0),
         x_name="budget",
         doubling=True,
@@ -56,4 +60,5 @@ def read_evaluation(summary: Mapping[str, Any]) -> Evaluation | None:
             (f"{b:,}", tuple(short(finite(scores[b].get(c))) for c in columns)) for b in reversed(ascending)
         ),
         chart=chart,
+        failures=texts(summary.get("failures")),
     )

@@ -295,11 +295,12 @@ def test_evaluation(new_run):
     run = new_run().config()
     (run.root / "evaluation").mkdir()
     budgets = {"16": {"em": 0.25, "count": 7}, "512": {"em": 0.75, "count": None}, "x": {}, "0": {"em": 1}}
-    summary = {"budgets": budgets, "questions": 128}
+    summary = {"budgets": budgets, "questions": 128, "failures": ["q7: CRASHED", "q9: <b>"]}
     (run.root / "evaluation" / "summary.json").write_text(json.dumps(summary))
     html = write_report(run.root).read_text()
     html = html[html.index('<section id="evaluation">') :]
     assert "questions <b>128</b>" in html
+    assert "2 not read or not scored" in html and "q7: CRASHED\nq9: &lt;b&gt;" in html
     first = html.index("<th>512</th><td>0.75</td><td>–</td>")
     assert first < html.index("<th>16</th><td>0.25</td><td>7</td>")
     (line,) = read_evaluation(summary).chart.lines
