@@ -9,7 +9,6 @@ from typing import Any
 from memocr_jax.report.charts import Chart, Series, line_chart
 from memocr_jax.report.values import finite, short, text, texts
 
-
 SCORES = ("em", "f1", "sub_em")
 """What is drawn; other columns, as the number of image tokens, are for the table."""
 
