@@ -21,7 +21,8 @@ from memocr_jax.tokenizer import Tokenizer
 LENGTH_TOLERANCE = 0.03
 """A document may miss its target length by this share; a pool that cannot reach it is an error."""
 _FILL_SHARE = 0.995  # good enough to stop looking for a passage that still fits
-_MISSES = 64  # passages that did not fit, after which the document is taken as full
+_MISSES = 64  # passages that did not fit, after which the document is long enough within the tolerance
+_PASSAGE_TOKENS = 256  # a short document may miss its length by this much: passages are not cut
 _CLOSED = frozenset({"yes", "no", "noanswer"})
 
 
@@ -38,7 +39,10 @@ class LongDocument:
 
 
 class ContextBuilder:
-    """Assembles documents from a pool of passages; texts are normalised and tokenised once each."""
+    """Assembles documents from a pool of passages; texts are normalised and tokenised once each.
+
+    Threads may share one: its caches only ever gain entries that do not depend on who made them.
+    """
 
     def __init__(self, pool: Iterable[Paragraph], tokenizer: Tokenizer, seed: int):
         """`pool`: passages to pad with; those of the questions themselves may be among them."""
@@ -47,7 +51,7 @@ class ContextBuilder:
         self._seed = seed
         self._normal: dict[Paragraph, str] = {}
         self._ids: dict[Paragraph, np.ndarray] = {}
-        self._headers: list[np.ndarray] = []
+        self._headers: dict[int, np.ndarray] = {}
 
     def tokenize_pool(self) -> None:
         """Tokenise the whole pool now, on all cores (otherwise a passage is tokenised when first used)."""
@@ -62,7 +66,7 @@ class ContextBuilder:
 
         0 means no limit; without any limit a document has the question's own passages, all of them, shuffled.
         Gold passages are always in, even where they alone are longer. Raises `UserError` when the pool cannot
-        bring the document within 3% of the tokens, or to the number of passages, asked for.
+        bring the document within 3% (or 256 tokens) of the length, or to the number of passages, asked for.
         """
         rng = np.random.default_rng([self._seed, *_digest(question.example_id)])
         gold = [question.paragraphs[i] for i in question.gold]
@@ -96,8 +100,10 @@ class ContextBuilder:
         length = sum(len(self._header(n)) + len(self._body_ids(p)) for n, p in enumerate(gold))
         filler: list[Paragraph] = []
         misses = 0
+        least = min((1 - LENGTH_TOLERANCE) * target, target - _PASSAGE_TOKENS)
         for passage in self._candidates(question, gold, rng):
-            if length >= _FILL_SHARE * target or misses > _MISSES or len(filler) >= room:
+            full = length >= _FILL_SHARE * target or (length >= least and misses > _MISSES)
+            if full or len(filler) >= room:
                 return filler
             more = len(self._header(len(gold) + len(filler))) + len(self._body_ids(passage))
             if length + more <= target:
@@ -105,8 +111,7 @@ class ContextBuilder:
                 length += more
             else:
                 misses += 1
-        enough = length >= (1 - LENGTH_TOLERANCE) * target or misses or len(filler) >= room
-        if not enough:
+        if length < least and len(filler) < room:
             asked = f"document_tokens: {tokens}" if tokens else f"document_passages: {passages}"
             raise UserError(
                 f"data.{asked} cannot be reached for question {question.example_id!r}: the pool allows "
@@ -120,6 +125,8 @@ class ContextBuilder:
         """Allowed filler: the question's own other passages first, then the pool's, each in random order."""
         titles = {normalize(p.title) for p in gold}
         answers = [normalize(answer) for answer in question.answers]
+        # Answers such as "The The" or "!!!" have no normal form: they are looked for as they are.
+        bare = [answer.lower() for answer in question.answers if not normalize(answer)]
         seen = {_key(p) for p in gold}
         own = [p for i, p in enumerate(question.paragraphs) if i not in question.gold]
         for source in (own, self._pool):
@@ -128,12 +135,14 @@ class ContextBuilder:
                 if _key(passage) in seen or normalize(passage.title) in titles:
                     continue
                 seen.add(_key(passage))
+                if any(answer in _raw(passage) for answer in bare):
+                    continue
                 if not contains_answer(self._normal_text(passage), answers):
                     yield passage
 
     def _normal_text(self, passage: Paragraph) -> str:
         if passage not in self._normal:
-            self._normal[passage] = normalize(f"{passage.title} {passage.text}")
+            self._normal[passage] = normalize(_raw(passage))
         return self._normal[passage]
 
     def _body_ids(self, passage: Paragraph) -> np.ndarray:
@@ -142,9 +151,8 @@ class ContextBuilder:
         return self._ids[passage]
 
     def _header(self, number: int) -> np.ndarray:
-        while len(self._headers) <= number:
-            ids = self._tokenizer.encode(_header(len(self._headers)))
-            self._headers.append(np.asarray(ids, np.int32))
+        if number not in self._headers:
+            self._headers[number] = np.asarray(self._tokenizer.encode(_header(number)), np.int32)
         return self._headers[number]
 
 
@@ -184,6 +192,10 @@ def _header(number: int) -> str:
 
 def _body(passage: Paragraph) -> str:
     return f"{passage.title}\n{passage.text}\n\n"
+
+
+def _raw(passage: Paragraph) -> str:
+    return f"{passage.title} {passage.text}".lower()
 
 
 def _key(passage: Paragraph) -> str:

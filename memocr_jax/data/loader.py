@@ -69,7 +69,7 @@ class QuestionOrder:
                 f"rl.questions_per_step: {questions_per_step}, but there are only {num_questions} questions; "
                 "lower it or give more data"
             )
-        self._dataset = (
+        self.dataset = (
             grain.MapDataset.range(num_questions)
             .seed(seed)
             .shuffle()
@@ -79,7 +79,7 @@ class QuestionOrder:
         self.steps_per_epoch = num_questions // questions_per_step
 
     def __getitem__(self, step: int) -> np.ndarray:
-        return self._dataset[step]
+        return self.dataset[step]
 
 
 def question_order(num_questions: int, questions_per_step: int, seed: int) -> QuestionOrder:

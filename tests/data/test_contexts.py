@@ -82,6 +82,27 @@ def test_target_zero_keeps_a_question_s_own_passages(questions, builder):
     assert all(p.text in document.text for p in questions[0].paragraphs)
 
 
+def test_one_huge_passage_does_not_end_the_search(questions):
+    """A passage that does not fit is passed over; the length is reached with the others."""
+    huge = [Paragraph(f"Huge {n}", f"{n} " + "many words of one passage " * 400) for n in range(100)]
+    small = [Paragraph(f"Small {n}", f"Sentence {n} of a small passage.") for n in range(400)]
+    for seed in range(5):
+        builder = ContextBuilder(huge + small, SMALL, seed=seed)
+        assert 0.97 * 1500 <= len(builder.build(questions[0], 1500).tokens) <= 1500
+        with pytest.raises(UserError, match="cannot be reached"):
+            ContextBuilder(huge[:1], SMALL, seed=seed).build(questions[0], 1500)
+
+
+def test_answers_without_a_normal_form_are_looked_for_as_they_are():
+    pool = [
+        Paragraph(f"T{n}", f"Number {n}: " + ("the band !!! played." if n % 2 else "silence."))
+        for n in range(50)
+    ]
+    question = SourceQuestion("q", "Who played?", ("!!!",), (Paragraph("Gold", "!!! it was."),), gold=(0,))
+    document = ContextBuilder(pool, SMALL, seed=0).build(question, target_passages=26)
+    assert document.text.count("!!!") == 1 and document.num_passages == 26
+
+
 def test_a_pool_that_is_too_small_says_so(questions):
     builder = ContextBuilder(questions[0].paragraphs, SMALL, seed=0)
     with pytest.raises(UserError, match=r"^data\.document_tokens: 5000 cannot be reached for .*'row-0'"):

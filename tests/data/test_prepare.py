@@ -12,7 +12,7 @@ import pytest
 
 from memocr_jax.data.__main__ import parse_length
 from memocr_jax.data.loader import load_examples
-from memocr_jax.data.prepare import SHARD_QUESTIONS, Job, prepare
+from memocr_jax.data.prepare import Job, prepare
 from memocr_jax.data.prepared import PreparedQuestions
 from memocr_jax.data.settings import DataConfig
 from memocr_jax.errors import UserError
