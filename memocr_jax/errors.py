@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
@@ -24,6 +25,7 @@ def nearest(name: str, known: Sequence[str]) -> str:
 
 def run_command(main: Callable[[], int | None]) -> None:
     """Run a command line's `main`, turning a user's error into one line on stderr and exit status 2."""
+    logging.getLogger("absl").setLevel(logging.ERROR)  # libraries' advice to programmers
     try:
         sys.exit(main() or 0)
     except (UserError, RenderError) as error:

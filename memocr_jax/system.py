@@ -23,6 +23,7 @@ from memocr_jax.rl.update import Learner
 from memocr_jax.sharding import make_mesh, param_shardings
 from memocr_jax.tokenizer import Tokenizer, load_tokenizer
 from render import open_renderer
+from render.settings import TOKEN_PX
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,6 +115,11 @@ def _require_matching(model: Qwen25VLConfig, tokenizer: Tokenizer, config: Confi
         raise UserError(
             f"{where} do not fit: the tokenizer has {tokenizer.vocab_size} entries, the model's vocab_size "
             f"is {model.text.vocab_size}; use the tokenizer that the model was made with"
+        )
+    if model.vision.token_px != TOKEN_PX:
+        raise UserError(
+            f"model.path {config.model.path}: an image token is {model.vision.token_px} px wide there; pages are "
+            f"fitted to tokens of {TOKEN_PX} px (patch_size 14, spatial_merge_size 2)"
         )
     pairs = {
         "image_token_id": (model.image_token_id, tokenizer.image_pad_id),

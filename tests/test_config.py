@@ -1,0 +1,143 @@
+"""The configuration: strict, typed, overridable, and checked before anything heavy is imported."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from memocr_jax.config import Config, from_tree, load_config, parse_command, save_config, to_tree, validate
+from memocr_jax.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+
+
+def write(tmp_path: Path, text: str) -> str:
+    path = tmp_path / "c.yaml"
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_shipped_configs_load_and_name_existing_models(path):
+    config = load_config(path)
+    if config.model.init == "random":
+        assert (ROOT / config.model.path).exists()
+
+
+def test_round_trip_keeps_every_field(tmp_path, tiny_config):
+    save_config(tiny_config, tmp_path / "c.yaml")
+    assert load_config(tmp_path / "c.yaml") == tiny_config
+    # Resolved means resolved: defaults are written out too.
+    assert set(yaml.safe_load((tmp_path / "c.yaml").read_text())) == set(to_tree(Config()))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("rl: {grup_size: 4}", ["rl.grup_size", "group_size"]),
+        ("rll: {}", ["rll", "'rl'"]),
+        ("rl: {group_size: eight}", ["rl.group_size", "'eight'", "whole number"]),
+        ("rl: {group_size: 4.5}", ["rl.group_size", "4.5", "whole number"]),
+        ("rl: {group_size: true}", ["rl.group_size", "True"]),
+        ("run: {fresh: 1}", ["run.fresh", "1", "true or false"]),
+        ("rl: {kl_estimator: k4}", ["rl.kl_estimator", "k4", "k"]),
+        ("model: {init: pretraind}", ["model.init", "'pretrained'"]),
+        ("eval: {budgets: 64}", ["eval.budgets", "[64]"]),
+        ("eval: {budgets: [64, x]}", ["eval.budgets[1]", "'x'"]),
+        ("rl: [1]", ["rl", "[1]", "mapping"]),
+        ("data: {synthetic: {fact: 3}}", ["data.synthetic.fact", "facts"]),
+        ("render: {width_px: -1}", ["render.width_px", "-1"]),
+        ("run: {dir: 3}", ["run.dir", "3", "'3'"]),
+        ("a: [", ["not YAML"]),
+        ("- 1", ["the file", "mapping"]),
+    ],
+)
+def test_mistakes_in_the_file_name_field_value_and_fix(tmp_path, text, words):
+    with pytest.raises(UserError) as error:
+        load_config(write(tmp_path, text))
+    message = str(error.value)
+    assert all(word in message for word in words), message
+    assert "\n" not in message
+
+
+def test_scientific_notation_without_a_dot_is_a_number(tmp_path):
+    # YAML 1.1 would call 1e-6 a string.
+    config = load_config(write(tmp_path, "optimizer: {learning_rate: 1e-6, eps: 1}"))
+    assert config.optimizer.learning_rate == 1e-6
+    assert config.optimizer.eps == 1.0
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ({"rl": {"questions_per_step": 8, "minibatch_questions": 3}}, ["rl.minibatch_questions", "3", "is 2"]),
+        ({"rl": {"group_size": 1}}, ["rl.group_size", "1", "2"]),
+        ({"mesh": {"fsdp": 4}, "engine": {"groups": 6}}, ["micro_batch_rows", "4"]),
+        (
+            {"mesh": {"fsdp": 4}, "engine": {"groups": 6}, "train": {"micro_batch_rows": 4}},
+            ["engine.groups", "6", "nearest that does is 8"],
+        ),
+        ({"sampling": {"temperature": 0.0}}, ["sampling.temperature"]),
+        ({"sampling": {"top_p": 1.5}}, ["sampling.top_p", "1.5"]),
+        ({"rl": {"dual_clip": 0.5}}, ["rl.dual_clip", "0.5", "3.0"]),
+        ({"agent": {"read_max_new_tokens": 2}, "sampling": {"min_new_tokens": 3}}, ["min_new_tokens", "2"]),
+        ({"eval": {"budgets": []}}, ["eval.budgets"]),
+        ({"model": {"path": ""}}, ["model.path"]),
+        ({"data": {"source": "flashrag"}}, ["data.path"]),
+        ({"rl": {"weight_std": 0.0, "weight_aug_m": 0.0, "weight_aug_q": 0.0}}, ["weight_std"]),
+    ],
+)
+def test_impossible_combinations_are_refused(override, words):
+    tree = {"model": {"path": "x"}, **override}
+    with pytest.raises(UserError) as error:
+        validate(from_tree(Config, tree, "test"))
+    assert all(word in str(error.value) for word in words), str(error.value)
+
+
+def test_command_line_overrides_the_file():
+    argv = ["--config", str(ROOT / "configs/tiny.yaml"), "--rl.group-size", "8", "--eval.budgets", "5", "3"]
+    config, args = parse_command([*argv, "--run.fresh"], "x", "y")
+    assert (config.rl.group_size, config.eval.budgets, config.run.fresh) == (8, (5, 3), True)
+    assert config.run.dir == "runs/tiny"  # named after the file
+    assert args.config.endswith("tiny.yaml")
+    config, _ = parse_command([*argv, "--run.dir", "elsewhere"], "x", "y")
+    assert config.run.dir == "elsewhere"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--rl.grup-size", "8"], ["--rl.grup-size", "--rl.group-size"]),
+        (["--rl.group-size", "eight"], ["group-size", "eight"]),
+        (["--rl.group-size", "1"], ["rl.group_size"]),
+        (["--render.width-px", "0"], ["render.width_px"]),
+        (["--config", "missing.yaml"], ["missing.yaml", "No such file"]),
+    ],
+)
+def test_command_line_mistakes_are_quick_and_light(arguments, words):
+    """One message, status 2, no traceback, and neither JAX nor transformers imported on the way."""
+    program = (
+        "import sys\n"
+        "from memocr_jax.errors import run_command\n"
+        "import memocr_jax.train as train\n"
+        "try:\n"
+        "    run_command(lambda: train.main(sys.argv[1:]))\n"
+        "finally:\n"
+        "    heavy = {'jax', 'transformers', 'playwright', 'torch'} & set(sys.modules)\n"
+        "    print('HEAVY', sorted(heavy), file=sys.stderr)\n"
+    )
+    command = [sys.executable, "-c", program, "--config", str(ROOT / "configs/tiny.yaml"), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=ROOT)
+    output = done.stdout + done.stderr
+    assert done.returncode == 2, output
+    assert all(word in output for word in words), output
+    assert "Traceback" not in output
+    assert "HEAVY []" in output
+
+
+def test_config_is_required():
+    with pytest.raises(UserError, match="--config is missing"):
+        parse_command([], "x", "y")
