@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import re
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
@@ -124,9 +125,7 @@ class ContextBuilder:
     ) -> Iterator[Paragraph]:
         """Allowed filler: the question's own other passages first, then the pool's, each in random order."""
         titles = {normalize(p.title) for p in gold}
-        answers = [normalize(answer) for answer in question.answers]
-        # Answers such as "The The" or "!!!" have no normal form: they are looked for as they are.
-        bare = [answer.lower() for answer in question.answers if not normalize(answer)]
+        finder = AnswerFinder(question.answers)
         seen = {_key(p) for p in gold}
         own = [p for i, p in enumerate(question.paragraphs) if i not in question.gold]
         for source in (own, self._pool):
@@ -135,9 +134,7 @@ class ContextBuilder:
                 if _key(passage) in seen or normalize(passage.title) in titles:
                     continue
                 seen.add(_key(passage))
-                if any(answer in _raw(passage) for answer in bare):
-                    continue
-                if not contains_answer(self._normal_text(passage), answers):
+                if not finder.found_in(_raw(passage), self._normal_text(passage)):
                     yield passage
 
     def _normal_text(self, passage: Paragraph) -> str:
@@ -156,18 +153,27 @@ class ContextBuilder:
         return self._headers[number]
 
 
-def contains_answer(normal_text: str, normal_answers: Sequence[str]) -> bool:
-    """Whether a text holds one of the answers (all in normal form).
+class AnswerFinder:
+    """Finds any of some answers in a text: as it is written (but for case), or in normal form.
 
-    Any occurrence counts, also inside a word, but for yes and no, which must be words of their own ("no" is
-    in "know" and would leave hardly a passage).
+    Any occurrence counts, also inside a word, but for yes and no, which must be words of their own ("no" is in
+    "know" and would leave hardly a passage).
     """
-    words = f" {normal_text} "
-    return any(
-        f" {answer} " in words if answer in _CLOSED else answer in normal_text
-        for answer in normal_answers
-        if answer
-    )
+
+    def __init__(self, answers: Iterable[str]):
+        lowered = {answer.lower() for answer in answers if answer.strip()}
+        closed = lowered & _CLOSED
+        self._words = re.compile(rf"\b(?:{'|'.join(sorted(closed))})\b") if closed else None
+        self._written = tuple(lowered - closed)
+        self._normal = tuple({normalize(answer) for answer in self._written} - {""})
+
+    def found_in(self, written: str, normal: str) -> bool:
+        """`written`: the text in lower case; `normal`: its normal form (`answers.normalize`)."""
+        return (
+            any(answer in written for answer in self._written)
+            or any(answer in normal for answer in self._normal)
+            or bool(self._words and self._words.search(written))
+        )
 
 
 def cut_middle(tokens: np.ndarray, max_tokens: int) -> np.ndarray:
