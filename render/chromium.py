@@ -66,6 +66,8 @@ FLAGS = (
     "--no-first-run",
     "--no-default-browser-check",
     "--disable-breakpad",
+    "--disable-crash-reporter",
+    "--disable-in-process-stack-traces",
     "--renderer-process-limit=1",
 )
 _PROFILE_PREFIX = "memocr-render-"

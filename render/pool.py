@@ -245,13 +245,13 @@ class RenderPool:
             return True
         try:
             job.fragment = to_html(job.text, job.mode)
-            elements = job.fragment.count("<")
+            elements = job.fragment.count("<") - job.fragment.count("</")
             if not visible_text(job.fragment):
                 self._finish(job, PageStatus.EMPTY, "nothing visible")
             elif elements > self.settings.max_elements:
                 limit = self.settings.max_elements
                 self._finish(
-                    job, PageStatus.TOO_LARGE, f"{elements} tags, more than render.max_elements {limit}"
+                    job, PageStatus.TOO_LARGE, f"{elements} elements, more than render.max_elements {limit}"
                 )
             else:
                 return True

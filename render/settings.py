@@ -62,8 +62,8 @@ class RenderSettings:
         for name in ("margin_px", "viewport_height_px", "workers", "cache_mb"):
             if getattr(self, name) < 0:
                 raise RenderError(f"render.{name} is {getattr(self, name)!r}; it must be 0 or more")
-        if self.max_memory_mb < 256:
-            raise RenderError(f"render.max_memory_mb is {self.max_memory_mb}; Chromium needs at least 256")
+        if self.max_memory_mb < 512:
+            raise RenderError(f"render.max_memory_mb is {self.max_memory_mb}; Chromium needs at least 512")
         if self.width_px - 2 * self.margin_px < TOKEN_PX:
             raise RenderError(
                 f"render.margin_px is {self.margin_px}, which leaves less than {TOKEN_PX} px of"

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from render import png, theme
-from render.chromium import Browser, BrowserGone, ProtocolError
+from render.chromium import Browser, BrowserGone, PageFault, ProtocolError
 from render.settings import TOKEN_PX, RenderSettings
 from render.types import Region
 
@@ -36,6 +36,9 @@ CSP = "default-src 'none'; style-src 'unsafe-inline'; font-src data:"
 # `innerHTML` never runs any.
 LAYOUT_JS = """
 const sheet = document.getElementById('sheet');
+// A green row below the last page: Chromium captures nothing, silently, when it cannot allocate a bitmap.
+const witness = document.createElement('div');
+witness.style.cssText = 'height:1px;background:#0f0';
 const HEADINGS = 'h1,h2,h3,h4,h5,h6';
 const BLOCKS = 'p,li,td,th,pre,dt,dd,blockquote,caption,figcaption,summary,div';
 function regions(page, origin) {
@@ -67,7 +70,7 @@ function lay(memories, o) {
     page.firstChild.innerHTML = html;
     return page;
   });
-  sheet.append(...pages);
+  sheet.append(...pages, witness);
   const up = px => Math.ceil(px / o.token - 1e-3) * o.token;
   const measure = page => {
     const box = page.getBoundingClientRect();
@@ -171,12 +174,14 @@ class Sheet:
                 for page in self.draw(part, width_px, deadline)
             ]
         pages = [np.empty((page["height"], page["width"], 3), np.uint8) for page in layout]
-        if height:
-            self._resize(width_px, height, deadline)
-            try:
-                png.decode_into(self._capture(deadline), pages)
-            except ValueError as error:
-                raise BrowserGone(f"the capture cannot be read: {error}") from None
+        witness = np.empty((1, width_px, 3), np.uint8)
+        self._resize(width_px, height + 1, deadline)
+        try:
+            png.decode_into(self._capture(deadline), [*pages, witness])
+        except ValueError as error:
+            raise BrowserGone(f"the capture cannot be read: {error}") from None
+        if (witness != (0, 255, 0)).any():
+            raise PageFault("the capture came out blank: out of memory")
         return [_drawn(page, pixels) for page, pixels in zip(layout, pages, strict=True)]
 
     def _resize(self, width_px: int, height_px: int, deadline: float) -> None:
