@@ -38,3 +38,41 @@ def tiny_mesh():
     from memocr_jax.sharding import make_mesh
 
     return make_mesh(MeshConfig(), jax.devices()[:1])
+
+
+@pytest.fixture(scope="session")
+def small_model():
+    """A Qwen2.5-VL with a vocabulary of 211 whose weights are wide enough that context matters.
+
+    `.on(mesh)` gives its graph and parameters; ids 200..203 are the control tokens, 7 ends a completion.
+    """
+    import dataclasses
+    from types import SimpleNamespace
+
+    import jax.numpy as jnp
+
+    from memocr_jax.models.config import Qwen25VLConfig
+    from memocr_jax.models.qwen25_vl import abstract_model, init_params
+    from memocr_jax.sharding import param_shardings
+
+    config = Qwen25VLConfig.from_file(ROOT / "configs" / "models" / "tiny")
+    config = dataclasses.replace(
+        config,
+        text=dataclasses.replace(
+            config.text, vocab_size=212, num_attention_heads=6, num_key_value_heads=2, mrope_section=(1, 1, 2)
+        ),
+        vision=dataclasses.replace(config.vision, depth=2, fullatt_block_indexes=(1,)),
+        image_token_id=200,
+        video_token_id=201,
+        vision_start_token_id=202,
+        vision_end_token_id=203,
+    )
+
+    def on(mesh):
+        options = {"dtype": jnp.float32, "mesh": mesh}
+        graphdef, abstract = abstract_model(config, **options)
+        params = init_params(config, 0, param_shardings(abstract, mesh), **options)
+        # Ten times the usual weights: with random ones of the usual size every context looks the same.
+        return graphdef, jax.tree.map(lambda x: x * (10 if x.ndim > 1 else 1), params)
+
+    return SimpleNamespace(config=config, on=on, eos_ids=(7,))
