@@ -156,8 +156,8 @@ class ContextBuilder:
 class AnswerFinder:
     """Finds any of some answers in a text: as it is written (but for case), or in normal form.
 
-    Any occurrence counts, also inside a word, but for yes and no, which must be words of their own ("no" is in
-    "know" and would leave hardly a passage).
+    Any occurrence counts, also inside a word, but for yes and no, which must be words of their own ("no" is
+    in "know" and would leave hardly a passage).
     """
 
     def __init__(self, answers: Iterable[str]):

@@ -8,11 +8,12 @@ import grain
 import numpy as np
 
 from memocr_jax.data.contexts import ContextBuilder, cut_middle, split_chunks
-from memocr_jax.data.flashrag import read_flashrag, read_pool
+from memocr_jax.data.flashrag import read_pool
 from memocr_jax.data.memagent import read_memagent
 from memocr_jax.data.prepared import PreparedQuestions
 from memocr_jax.data.rows import Paragraph, SourceQuestion
 from memocr_jax.data.settings import DataConfig
+from memocr_jax.data.sources import local_file, read_questions
 from memocr_jax.data.synthetic import Split, SyntheticQuestion, SyntheticWorld
 from memocr_jax.errors import UserError
 from memocr_jax.tokenizer import Tokenizer
@@ -149,7 +150,10 @@ def _read(config: DataConfig, field: str) -> tuple[Sequence[SourceQuestion], tup
     path, name = getattr(config, field), f"data.{field}"
     if config.source == "prepared":
         return PreparedQuestions(path, name), ()
-    rows = (read_memagent if config.source == "memagent" else read_flashrag)(path, config.strict, name)
+    if config.source == "memagent":
+        rows = read_memagent(local_file(path, name), config.strict, name)
+    else:
+        rows = read_questions(path, config.strict, name)
     return rows.questions, rows.problems
 
 
@@ -158,5 +162,5 @@ def _pool(config: DataConfig, questions: Sequence[SourceQuestion]) -> Sequence[P
     if config.source != "flashrag":
         return ()
     if config.pool_path:
-        return read_pool(config.pool_path, config.strict)
+        return read_pool(local_file(config.pool_path, "data.pool_path"), config.strict)
     return [paragraph for question in questions for paragraph in question.paragraphs]

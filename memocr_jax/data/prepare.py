@@ -21,9 +21,10 @@ from typing import Any
 
 from memocr_jax.data.catalog import CARDS
 from memocr_jax.data.contexts import ContextBuilder
-from memocr_jax.data.flashrag import read_flashrag, read_pool
+from memocr_jax.data.flashrag import read_pool
 from memocr_jax.data.prepared import MANIFEST, encode, shard_path, write_metadata, write_shard
-from memocr_jax.data.rows import Rows
+from memocr_jax.data.rows import Rows, existing_file
+from memocr_jax.data.sources import HUB, TFDS, local_file, read_questions
 from memocr_jax.errors import UserError, nearest
 from memocr_jax.tokenizer import load_tokenizer
 
@@ -115,12 +116,20 @@ def _fingerprint(job: Job) -> dict[str, Any]:
     return {
         "settings": settings,
         "sources": {
-            field: {"file": Path(path).name, "sha256": _sha256(Path(path))}
+            field: _identity(path, f"--{field}")
             for field, path in (("questions", job.questions), ("pool", job.pool))
-            if path and Path(path).is_file()
+            if path
         },
         "tokenizer_sha256": _sha256(Path(tokenizer.source)),
     }
+
+
+def _identity(path: str, field: str) -> dict[str, str]:
+    """What tells a source from another one: its contents, or its address where TFDS keeps it."""
+    if path.startswith(TFDS):
+        return {"address": path.split("?")[0]}
+    file = existing_file(local_file(path, field), field)
+    return {"file": path if path.startswith(HUB) else file.name, "sha256": _sha256(file)}
 
 
 def _claim(folder: Path, fingerprint: dict[str, Any]) -> None:
@@ -140,15 +149,15 @@ def _claim(folder: Path, fingerprint: dict[str, Any]) -> None:
 
 
 def _rows(job: Job) -> Rows:
-    rows = read_flashrag(job.questions, job.strict, "--questions")
+    rows = read_questions(job.questions, job.strict, "--questions")
     return Rows(rows.questions[: job.limit or None], rows.problems)
 
 
 def _builder(job: Job) -> ContextBuilder:
     if job.pool:
-        pool = read_pool(job.pool, job.strict, "--pool")
+        pool = read_pool(local_file(job.pool, "--pool"), job.strict, "--pool")
     else:
-        questions = read_flashrag(job.questions, job.strict, "--questions").questions
+        questions = read_questions(job.questions, job.strict, "--questions").questions
         pool = tuple(paragraph for question in questions for paragraph in question.paragraphs)
     return ContextBuilder(pool, load_tokenizer(job.tokenizer), job.seed)
 

@@ -79,10 +79,10 @@ class DataConfig:
     """Where questions and documents come from, and how documents are cut into chunks."""
 
     source: DataSource = "synthetic"
-    """synthetic: generated, needs no files; flashrag: JSON lines of FlashRAG's layout; memagent: MemAgent's
-    parquet files; prepared: folders that `python -m memocr_jax.data prepare` wrote."""
+    """synthetic: generated, needs no files; flashrag: JSON lines of FlashRAG's layout, or tfds://...;
+    memagent: MemAgent's parquet files; prepared: folders that `python -m memocr_jax.data prepare` wrote."""
     path: str = ""
-    """File with the training questions (not used by `synthetic`)."""
+    """File with the training questions, or its address hf://datasets/OWNER/NAME/FILE; not for `synthetic`."""
     validation_path: str = ""
     """File with the validation questions; empty = the last `validation_questions` of `path`."""
     pool_path: str = ""
