@@ -1,4 +1,4 @@
-"""Where questions are read from: a local file, a file on the Hugging Face hub, a data set that TFDS prepared."""
+"""Where questions are read from: local files, files on the Hugging Face hub, data sets that TFDS prepared."""
 
 from __future__ import annotations
 

@@ -2,8 +2,8 @@
 
 FlashRAG's files of these two carry no passages. TFDS prepares the releases (on a machine with TensorFlow and,
 for NQ, Apache Beam: `tfds build natural_questions/longt5 --file_format=array_record`); reading them here
-needs neither. Articles are cut into passages; the first one of an article that holds an answer is its gold passage
-(distant supervision, as in TriviaQA, arXiv 1705.03551).
+needs neither. Articles are cut into passages; the first one of an article that holds an answer is its gold
+passage (distant supervision, as in TriviaQA, arXiv 1705.03551).
 """
 
 from __future__ import annotations
