@@ -51,6 +51,8 @@ class SyntheticQuestion:
     """The facts to chain, from the person named in the question to the answer."""
     facts: tuple[Fact, ...]
     """All facts of the document in reading order, the evidence among them."""
+    fact_sections: tuple[int, ...]
+    """For each of `facts` the section that states it."""
     sections: tuple[str, ...]
     """The document: one text a chunk, or a single text when `chunks` is 0."""
 
@@ -93,6 +95,7 @@ class SyntheticWorld(Sequence[SyntheticQuestion]):
         rng.shuffle(sentences)  # type: ignore[arg-type]
         parts = np.array_split(np.arange(len(sentences)), max(1, self.config.chunks))
         texts = [s.sentence if isinstance(s, Fact) else s for s in sentences]
+        section_of = {int(i): number for number, part in enumerate(parts) for i in part}
         return SyntheticQuestion(
             example_id=f"synthetic-{self.split}-{index}",
             question=draft.question(chain),
@@ -100,6 +103,7 @@ class SyntheticWorld(Sequence[SyntheticQuestion]):
             hops=len(chain),
             evidence=tuple(chain),
             facts=tuple(s for s in sentences if isinstance(s, Fact)),
+            fact_sections=tuple(section_of[i] for i, s in enumerate(sentences) if isinstance(s, Fact)),
             sections=tuple(" ".join(texts[i] for i in part) for part in parts),
         )
 

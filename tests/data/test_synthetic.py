@@ -72,8 +72,9 @@ class TestWorlds:
             assert len(question.evidence) == question.hops
             assert config.hops_min <= question.hops <= config.hops_max
             assert question.answer not in question.question.split()
-            text = " ".join(question.sections)
-            assert all(text.count(fact.sentence) >= 1 for fact in question.facts)
+            for fact, section in zip(question.facts, question.fact_sections, strict=True):
+                assert fact.sentence in question.sections[section]
+            assert list(question.fact_sections) == sorted(question.fact_sections)
             assert len(question.sections) == config.chunks
             people = [fact.person for fact in question.evidence]
             assert len(set(people)) == len(people), "a chain must not return to a person"
