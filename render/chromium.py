@@ -146,6 +146,9 @@ class Browser:
         """
         self._profile = tempfile.mkdtemp(prefix=f"{_PROFILE_PREFIX}{os.getpid()}-")
         self._next_id = 0
+        # One buffer for all messages: fresh memory costs more than reading into it. What `wait` returns may
+        # point into it, until the next message is received.
+        self._buffer = bytearray(1 << 16)
         self.layers: dict[str, list[dict]] = {}
         """By session, the compositor layers that its page last had."""
         self._spawn(executable, max_memory_mb)
@@ -241,20 +244,21 @@ class Browser:
             raise BrowserGone("the page is gone")
 
     def _receive(self, deadline: float) -> dict:
-        header = self._read_exactly(cbor.HEADER_BYTES, deadline)
-        body = self._read_exactly(cbor.body_length(header), deadline)
-        return cbor.decode(memoryview(header + body))
+        self._read_exactly(memoryview(self._buffer)[: cbor.HEADER_BYTES], deadline)
+        size = cbor.HEADER_BYTES + cbor.body_length(self._buffer)
+        if size > len(self._buffer):
+            self._buffer = self._buffer[: cbor.HEADER_BYTES] + bytearray(size - cbor.HEADER_BYTES)
+        message = memoryview(self._buffer)[:size]
+        self._read_exactly(message[cbor.HEADER_BYTES :], deadline)
+        return cbor.decode(message)
 
-    def _read_exactly(self, size: int, deadline: float) -> bytearray:
-        data = bytearray(size)
-        view = memoryview(data)
+    def _read_exactly(self, view: memoryview, deadline: float) -> None:
         while view:
             if not select.select([self._read], [], [], max(0.0, deadline - time.monotonic()))[0]:
                 raise BrowserTimeout("no answer within the time limit")
             if not (count := os.readv(self._read, [view])):
                 raise BrowserGone("the browser ended")
             view = view[count:]
-        return data
 
     def kill(self) -> None:
         """Kill the browser's processes. The one method that another thread may call."""

@@ -34,7 +34,7 @@ from render.types import MemoryPage, Mode, PageStatus
 
 log = logging.getLogger("render")
 
-MAX_TILES = 16
+MAX_TILES = 8
 """Most memories on one sheet."""
 MAX_SHEET_CHARS = 60_000
 """Most HTML characters on one sheet: what is larger goes alone, so that it can only hurt itself."""
