@@ -11,7 +11,16 @@ import re
 
 import numpy as np
 
-_TAG = re.compile(r"<(script|style)\b.*?</\1\s*>|<!--.*?-->|</?[a-zA-Z][^<>]*>", re.DOTALL | re.IGNORECASE)
+from render.markdown import DROPPED_WITH_TEXT
+
+# What the page does not show, taken away in this order: elements that are dropped with their text, comments
+# (an unclosed one swallows the rest), tags; fence markers with their language; link definitions and targets.
+_DROPPED = re.compile(
+    rf"<({'|'.join(sorted(DROPPED_WITH_TEXT))})\b.*?(?:</\1\s*>|\Z)", re.DOTALL | re.IGNORECASE
+)
+_TAG = re.compile(r"<!--.*?(?:-->|\Z)|</?[a-zA-Z][^<>]*>", re.DOTALL)
+_FENCE = re.compile(r"^\s*(?:```|~~~).*$", re.MULTILINE)
+_LINK_DEFINITION = re.compile(r"^ {0,3}\[[^\]\n]+\]:.*$", re.MULTILINE)
 _LINK_TARGET = re.compile(r"\]\([^()\s]*(?:\s+\"[^\"]*\")?\)")
 _LINE_MARKUP = re.compile(r"^\s*(?:#{1,6}\s+|>\s?|[-*+]\s+|\|?[\s:|-]+\|?$)", re.MULTILINE)
 _INLINE_MARKUP = re.compile(r"[*`|\[\]]|~~|\b_+|_+\b|^#+$", re.MULTILINE)
@@ -19,6 +28,15 @@ _INLINE_MARKUP = re.compile(r"[*`|\[\]]|~~|\b_+|_+\b|^#+$", re.MULTILINE)
 _WORD = re.compile(r"(?<![\w'’.-])[^\W_]{3,}(?![\w'’-])(?!\.\w)")
 # The scorer drops articles, so a blanked one could not be checked.
 _UNSCORED = frozenset({"the"})
+_INVISIBLE = (
+    (_DROPPED, " "),
+    (_TAG, " "),
+    (_FENCE, ""),
+    (_LINK_DEFINITION, ""),
+    (_LINK_TARGET, "]"),
+    (_LINE_MARKUP, ""),
+    (_INLINE_MARKUP, " "),
+)
 BLANK = "____"
 
 
@@ -65,8 +83,9 @@ def make_gap_fill(
 
 def visible_text(memory_text: str) -> str:
     """The words of a memory as the page shows them: markup, tags and link targets gone, single spaces."""
-    text = _LINK_TARGET.sub("]", _TAG.sub(" ", memory_text))
-    text = _INLINE_MARKUP.sub(" ", _LINE_MARKUP.sub("", text))
+    text = memory_text
+    for pattern, shown in _INVISIBLE:
+        text = pattern.sub(shown, text)
     return " ".join(html.unescape(text).split())
 
 

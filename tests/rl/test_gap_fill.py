@@ -1,3 +1,4 @@
+import html
 import re
 
 import numpy as np
@@ -7,6 +8,7 @@ from hypothesis import strategies as st
 
 from memocr_jax.answers import exact_match
 from memocr_jax.rl.gap_fill import BLANK, make_gap_fill, visible_text
+from render.markdown import to_html
 
 MEMORY = """# Torim works as a **baker**
 
@@ -41,6 +43,37 @@ def test_visible_text_is_what_the_page_shows():
     )
     html = "<style>p {color: red}</style><h1 class='x'>Big &amp; small</h1><!-- no --><p>3 < 4</p>"
     assert visible_text(html) == "Big & small 3 < 4"
+
+
+FRAGMENTS = [
+    "# Heading one\n", "plain words here ", "**bold text** ", "*it alics* ", "`code span` ",
+    "\n- item alpha\n", "\n```python\nprint(value)\n```\n",
+    '[link words](http://target.example/deep "hover title") ', "&amp; entity ",
+    "![image words](pic.png) ", '\n[ref]: http://elsewhere.example/path "ref title"\n', "&lt;shown&gt; ",
+    "\n| left | right |\n|------|-------|\n| cell | other |\n", "<b>inline html</b> ",
+    "<!-- hidden comment --> ", "<script>alert(secret)</script> ", "<style>color: hidden</style>",
+    "<title>hidden title</title>", "\n> quoted words\n", "\n    indented code block\n",
+    "~~struck text~~ ", "snake_case_name ", "_under score_ ", "http://bare.example/path ",
+    "<https://auto.example/path> ", "\\*escaped\\* ", "\n---\n", "<!-- never closed ",
+    "\nSetext heading\n======\n", "don't ", '<div class="hidden classname">block words</div>\n', "\n\n",
+    "<svg><text>drawing words</text></svg> ", "<details><summary>summary words</summary>inside</details>",
+    "日本語 テキスト ", "Ünïcödé wörds ", "<p title='hidden'>paragraph", "</p> after it ",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("mode", ["markdown", "html"])
+def test_every_blanked_word_is_on_the_page(mode):
+    """Whatever markup a memory holds, the reader is asked only for words that the renderer draws."""
+    rng = np.random.default_rng(0)
+    clozes = 0
+    for seed in range(1500):
+        memory = "".join(rng.choice(FRAGMENTS, size=rng.integers(2, 9)))
+        cloze = draw(seed, memory)
+        if cloze is not None:
+            clozes += 1
+            drawn = html.unescape(re.sub(r"<[^>]*>", " ", to_html(memory, mode)))
+            assert all(word in drawn for word in cloze.answer.split(", ")), memory
+    assert clozes > 1000
 
 
 def test_filling_the_blanks_gives_back_the_text():
