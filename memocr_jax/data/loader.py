@@ -148,6 +148,8 @@ def _split_rows(config: DataConfig, split: Split) -> tuple[Sequence[SourceQuesti
 
 def _read(config: DataConfig, field: str) -> tuple[Sequence[SourceQuestion], tuple[str, ...]]:
     path, name = getattr(config, field), f"data.{field}"
+    if not path:
+        raise UserError(f"{name}: empty, but the training split was asked for; name a file")
     if config.source == "prepared":
         return PreparedQuestions(path, name), ()
     if config.source == "memagent":

@@ -84,7 +84,8 @@ class DataConfig:
     path: str = ""
     """File with the training questions, or its address hf://datasets/OWNER/NAME/FILE; not for `synthetic`."""
     validation_path: str = ""
-    """File with the validation questions; empty = the last `validation_questions` of `path`."""
+    """File with the validation questions; empty = the last `validation_questions` of `path`. Given alone, there
+    is nothing to train on (evaluation)."""
     pool_path: str = ""
     """JSON lines of further paragraphs (`title`, `text`) to pad documents with; empty = the paragraphs of the
     other questions of the same file."""
@@ -116,7 +117,7 @@ class DataConfig:
         _at_least(f"{field}.validation_questions", self.validation_questions, 1)
         if self.source == "synthetic":
             self.synthetic.check(f"{field}.synthetic")
-        elif not self.path:
+        elif not (self.path or self.validation_path):
             raise UserError(
                 f"{field}.path: empty, but {field}.source is {self.source!r}; give the file to read"
             )

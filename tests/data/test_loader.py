@@ -82,6 +82,13 @@ def test_a_validation_file_and_a_pool_file(rows, write):
     assert "of the pool." in SMALL.decode(validation[0].chunks[0])
 
 
+def test_a_validation_file_alone(rows, write):
+    config = DataConfig(source="flashrag", validation_path=write(rows), validation_questions=7)
+    assert len(load_examples(config, SMALL, "validation")) == 7
+    with pytest.raises(UserError, match=r"^data\.path: empty, but the training split was asked for"):
+        load_examples(config, SMALL, "train")
+
+
 def test_wrong_splits_and_sizes(rows, write):
     config = DataConfig(source="flashrag", path=write(rows), validation_questions=40)
     with pytest.raises(UserError, match=r"^data\.validation_questions: 40 of 40 questions of .* leave none"):
