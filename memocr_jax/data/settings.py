@@ -84,8 +84,8 @@ class DataConfig:
     path: str = ""
     """File with the training questions, or its address hf://datasets/OWNER/NAME/FILE; not for `synthetic`."""
     validation_path: str = ""
-    """File with the validation questions; empty = the last `validation_questions` of `path`. Given alone, there
-    is nothing to train on (evaluation)."""
+    """File with the validation questions; empty = the last `validation_questions` of `path`. Given alone,
+    there is nothing to train on (evaluation)."""
     pool_path: str = ""
     """JSON lines of further paragraphs (`title`, `text`) to pad documents with; empty = the paragraphs of the
     other questions of the same file."""
