@@ -5,38 +5,21 @@ A window of the memory's visible text is shown with some words blanked; the read
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import html
 import re
 
 import numpy as np
 
-from render.markdown import DROPPED_WITH_TEXT
+from render.markdown import to_html
+from render.types import Mode
 
-# What the page does not show, taken away in this order: elements that are dropped with their text, comments
-# (an unclosed one swallows the rest), tags; fence markers with their language; link definitions and targets.
-_DROPPED = re.compile(
-    rf"<({'|'.join(sorted(DROPPED_WITH_TEXT))})\b.*?(?:</\1\s*>|\Z)", re.DOTALL | re.IGNORECASE
-)
-_TAG = re.compile(r"<!--.*?(?:-->|\Z)|</?[a-zA-Z][^<>]*>", re.DOTALL)
-_FENCE = re.compile(r"^\s*(?:```|~~~).*$", re.MULTILINE)
-_LINK_DEFINITION = re.compile(r"^ {0,3}\[[^\]\n]+\]:.*$", re.MULTILINE)
-_LINK_TARGET = re.compile(r"\]\([^()\s]*(?:\s+\"[^\"]*\")?\)")
-_LINE_MARKUP = re.compile(r"^\s*(?:#{1,6}\s+|>\s?|[-*+]\s+|\|?[\s:|-]+\|?$)", re.MULTILINE)
-_INLINE_MARKUP = re.compile(r"[*`|\[\]]|~~|\b_+|_+\b|^#+$", re.MULTILINE)
+_TAG = re.compile(r"<[^>]*>")
 # A whole word: not a part of "don't", "3.5" or "well-known", which has no single way of being written.
 _WORD = re.compile(r"(?<![\w'’.-])[^\W_]{3,}(?![\w'’-])(?!\.\w)")
 # The scorer drops articles, so a blanked one could not be checked.
 _UNSCORED = frozenset({"the"})
-_INVISIBLE = (
-    (_DROPPED, " "),
-    (_TAG, " "),
-    (_FENCE, ""),
-    (_LINK_DEFINITION, ""),
-    (_LINK_TARGET, "]"),
-    (_LINE_MARKUP, ""),
-    (_INLINE_MARKUP, " "),
-)
 BLANK = "____"
 
 
@@ -50,51 +33,58 @@ class GapFill:
 
 
 def make_gap_fill(
-    memory_text: str, rng: np.random.Generator, window_chars: int = 300, blanks: int = 3
+    memory_text: str,
+    rng: np.random.Generator,
+    window_chars: int = 300,
+    blanks: int = 3,
+    memory_format: Mode = "markdown",
 ) -> GapFill | None:
-    """Draw a cloze from a memory (Markdown or HTML).
+    """Draw a cloze from a memory.
 
     A window of at most `window_chars` characters of visible text, cut at words, with `blanks` words longer
     than 2 characters blanked. The draw depends on nothing but `rng` and the text. Returns None when no window
     has as many usable words.
     """
-    text = visible_text(memory_text)
-    starts = [match.start() for match in re.finditer(r"\S+", text)]
-    # A start later than this one only shortens the window.
-    last = max(0, len(text) - window_chars)
-    windows = [_window(text, start, window_chars) for start in starts if start <= last or start == 0]
-    windows = [window for window in windows if len(_words(window)) >= blanks]
+    text = visible_text(memory_text, memory_format)
+    words = [word.span() for word in _WORD.finditer(text) if word.group().lower() not in _UNSCORED]
+    windows = [window for window in _windows(text, window_chars) if len(_inside(words, *window)) >= blanks]
     if not windows or blanks < 1:
         return None
-    window = windows[rng.integers(len(windows))]
-    words = _words(window)
-    chosen = [words[i] for i in sorted(rng.choice(len(words), size=blanks, replace=False))]
-    parts, end = [], 0
-    for word in chosen:
-        parts += [window[end : word.start()], BLANK]
-        end = word.end()
-    parts.append(window[end:])
+    start, end = windows[rng.integers(len(windows))]
+    candidates = _inside(words, start, end)
+    chosen = [candidates[i] for i in sorted(rng.choice(len(candidates), size=blanks, replace=False))]
+    parts, at = [], start
+    for first, last in chosen:
+        parts += [text[at:first], BLANK]
+        at = last
+    parts.append(text[at:end])
     question = (
         f"A passage of the page is printed below with {blanks} words replaced by {BLANK}. Find the passage "
         "on the page and give the missing words in order, separated by commas.\n\n" + "".join(parts)
     )
-    return GapFill(question=question, answer=", ".join(word.group() for word in chosen))
+    return GapFill(question=question, answer=", ".join(text[first:last] for first, last in chosen))
 
 
-def visible_text(memory_text: str) -> str:
-    """The words of a memory as the page shows them: markup, tags and link targets gone, single spaces."""
-    text = memory_text
-    for pattern, shown in _INVISIBLE:
-        text = pattern.sub(shown, text)
-    return " ".join(html.unescape(text).split())
+def visible_text(memory_text: str, memory_format: Mode = "markdown") -> str:
+    """The words of a memory as the renderer draws them: no markup, single spaces."""
+    return " ".join(html.unescape(_TAG.sub(" ", to_html(memory_text, memory_format))).split())
 
 
-def _window(text: str, start: int, window_chars: int) -> str:
-    end = start + window_chars
-    if end < len(text) and not text[end].isspace():
-        end = max(text.rfind(" ", start, end), start)
-    return text[start:end].strip()
+def _windows(text: str, window_chars: int) -> list[tuple[int, int]]:
+    """All windows (start, end) that begin and end at words; the last ones reach the end of the text."""
+    starts = [match.start() for match in re.finditer(r"\S+", text)]
+    last = max(0, len(text) - window_chars)  # a later start would only shorten the window
+    return [(start, _end(text, start + window_chars)) for start in starts if start <= last or start == 0]
 
 
-def _words(window: str) -> list[re.Match[str]]:
-    return [word for word in _WORD.finditer(window) if word.group().lower() not in _UNSCORED]
+def _end(text: str, limit: int) -> int:
+    if limit >= len(text) or text[limit] == " ":
+        return min(limit, len(text))
+    return max(text.rfind(" ", 0, limit), 0)
+
+
+def _inside(words: list[tuple[int, int]], start: int, end: int) -> list[tuple[int, int]]:
+    """The words that lie in text[start:end], of `words` in order."""
+    first = bisect.bisect_left(words, start, key=lambda word: word[0])
+    last = bisect.bisect_right(words, end, key=lambda word: word[1])
+    return words[first:last]

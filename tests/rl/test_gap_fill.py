@@ -41,8 +41,9 @@ def test_visible_text_is_what_the_page_shows():
         "Torim works as a baker Bavelo keeps an otter, see the register Kirsa lives at number 417 "
         "name colour Ruzim amber"
     )
-    html = "<style>p {color: red}</style><h1 class='x'>Big &amp; small</h1><!-- no --><p>3 < 4</p>"
-    assert visible_text(html) == "Big & small 3 < 4"
+    page = "    <style>p {color: red}</style><h1 class='x'>Big &amp; small</h1><!-- no --><p>3 < 4</p>"
+    assert visible_text(page, "html") == "Big & small 3 < 4"
+    assert visible_text("```markdown\n# Big\n```") == "Big", "a fence around it all is not part of the memory"
 
 
 FRAGMENTS = [
@@ -68,7 +69,7 @@ def test_every_blanked_word_is_on_the_page(mode):
     clozes = 0
     for seed in range(1500):
         memory = "".join(rng.choice(FRAGMENTS, size=rng.integers(2, 9)))
-        cloze = draw(seed, memory)
+        cloze = draw(seed, memory, memory_format=mode)
         if cloze is not None:
             clozes += 1
             drawn = html.unescape(re.sub(r"<[^>]*>", " ", to_html(memory, mode)))
