@@ -96,11 +96,11 @@ class Upstream:
 
     def draw(self, memory: str) -> bytes:
         """One memory to a PNG of what the viewport shows of it."""
-        from markdown_it import MarkdownIt
+        from render.markdown import markdown_html
 
         if not hasattr(self._local, "browser"):
             self._start()
-        html = MarkdownIt("commonmark", {"html": True}).enable("table").render(memory)
+        html = markdown_html(memory)  # upstream's own parser is slower
         page = self._local.browser.new_page()
         try:
             page.set_content(

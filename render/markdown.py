@@ -50,9 +50,6 @@ PROPERTIES = _words(
 )
 MAX_FONT_PX = 400
 """Largest font: above it a single glyph no longer fits on a page."""
-MAX_NESTING = 60
-"""Deepest nesting of Markdown blocks that is parsed; a deeper memory is drawn as plain text, because the
-parser leaves out what lies deeper."""
 
 _SAFE_VALUE = re.compile(r"""^[\w\s#%.,+*/()'"-]*$""")
 _FUNCTION = re.compile(r"([\w-]*)\s*\(")
@@ -63,7 +60,7 @@ _WINDOW_UNIT = re.compile(r"\d(?:[sld]?v(?:w|h|i|b|min|max))\b")
 _LENGTH = re.compile(r"^[\d.]+(?:e[+-]?\d+)?(?:[a-z]+|%)$")
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ufdd0-\ufdef\ufffe\uffff]")
 _FENCED = re.compile(r"^\s*(`{3,}|~{3,})[ \t]*(?:markdown|md|html)[ \t]*\n(.*?)\n?\s*\1\s*$", re.S | re.I)
-_DEEP = re.compile(rf"^(?:[ \t]*(?:[>*+-]|\d{{1,9}}[.)])){{{MAX_NESTING}}}", re.M)
+_IMAGE = re.compile(r'<img src="[^"]*" alt="([^"]*)"(?: title="[^"]*")? />')
 _TAG = re.compile(r"<[^>]*>")
 
 
@@ -75,7 +72,7 @@ def to_html(text: str, mode: Mode) -> str:
     text = clean_text(text)
     if fenced := _FENCED.match(text):
         text = fenced.group(2)
-    return _sanitiser().clean(text if mode == "html" else _markdown_html(text))
+    return _sanitiser().clean(text if mode == "html" else markdown_html(text))
 
 
 def clean_text(text: str) -> str:
@@ -84,10 +81,10 @@ def clean_text(text: str) -> str:
     return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text).replace("\r\n", "\n").replace("\r", "\n")
 
 
-def visible_text(fragment: str) -> str:
-    """The text of a sanitised fragment without tags and without characters that draw nothing."""
+def shows_text(fragment: str) -> bool:
+    """Whether a sanitised fragment has any character that draws something."""
     text = html.unescape(_TAG.sub(" ", fragment))
-    return "".join(c for c in text if not (c.isspace() or invisible(c)))
+    return any(not (c.isspace() or invisible(c)) for c in text)
 
 
 def invisible(character: str) -> bool:
@@ -102,33 +99,16 @@ _BLANK = frozenset("\u115f\u1160\u2800\u3164\uffa0\u034f\u17b4\u17b5") | frozens
 )
 
 
-def _markdown_html(text: str) -> str:
-    if _DEEP.search(text):
-        return _plain_html(text)
-    try:
-        return _parser().render(text)
-    except RecursionError:
-        return _plain_html(text)
+def markdown_html(text: str) -> str:
+    """HTML of Markdown (CommonMark, tables, strikethrough), not sanitised."""
+    # cmark: linear time on every input, 30 times as fast as the parsers written in Python.
+    import cmarkgfm
+    from cmarkgfm.cmark import Options
 
-
-def _plain_html(text: str) -> str:
-    return f"<pre>{html.escape(text)}</pre>"
-
-
-@functools.cache
-def _parser():
-    from markdown_it import MarkdownIt
-
-    parser = MarkdownIt("commonmark", {"html": True, "maxNesting": 2 * MAX_NESTING})
-    parser.enable(["table", "strikethrough"])
+    flags = Options.CMARK_OPT_UNSAFE | Options.CMARK_OPT_STRIKETHROUGH_DOUBLE_TILDE  # sanitised afterwards
+    parsed = cmarkgfm.markdown_to_html_with_extensions(text, flags, ["table", "strikethrough"])
     # An image cannot be fetched; its description is what the memory says.
-    parser.add_render_rule("image", _image_as_text)
-    return parser
-
-
-def _image_as_text(renderer, tokens, index, options, env) -> str:
-    description = renderer.renderInlineAsText(tokens[index].children or [], options, env)
-    return f"[{html.escape(description)}]" if description else ""
+    return _IMAGE.sub(lambda image: f"[{image.group(1)}]" if image.group(1) else "", parsed)
 
 
 @functools.cache

@@ -14,6 +14,8 @@ from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future
 
+import numpy as np
+
 from render import theme
 from render.cache import PageCache
 from render.chromium import (
@@ -27,7 +29,7 @@ from render.chromium import (
     sweep_profiles,
 )
 from render.errors import RenderError
-from render.markdown import to_html, visible_text
+from render.markdown import shows_text, to_html
 from render.settings import MODES, RenderSettings
 from render.sheet import Drawn, Sheet
 from render.types import MemoryPage, Mode, PageStatus
@@ -246,7 +248,7 @@ class RenderPool:
         try:
             job.fragment = to_html(job.text, job.mode)
             elements = job.fragment.count("<") - job.fragment.count("</")
-            if not visible_text(job.fragment):
+            if not shows_text(job.fragment):
                 self._finish(job, PageStatus.EMPTY, "nothing visible")
             elif elements > self.settings.max_elements:
                 limit = self.settings.max_elements
@@ -273,7 +275,7 @@ class RenderPool:
             status = PageStatus.TRUNCATED
             cuts = {"height": page.cut_height_px, "width": page.cut_width_px}
             notes += [f"{px} px of the {side} cut off" for side, px in cuts.items() if px]
-        if not page.pixels.size or (page.pixels == page.pixels[0, 0]).all():
+        if _is_blank(page.pixels):
             notes.insert(0, "nothing visible: the page has one colour")
             self._finish(job, PageStatus.EMPTY, "; ".join(notes))
         else:
@@ -314,6 +316,11 @@ class RenderPool:
             self._queue.clear()
         for job in waiting:
             self._finish(job, PageStatus.FAILED, f"Chromium does not start: {error}")
+
+
+def _is_blank(pixels: np.ndarray) -> bool:
+    """Whether an image u8[H, W, 3] has one colour; row by row, since most show another in the first ones."""
+    return not pixels.size or all((row == pixels[0, 0]).all() for row in pixels)
 
 
 def default_workers() -> int:

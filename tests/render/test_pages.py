@@ -131,9 +131,9 @@ def test_limits_cut_and_say_so():
         text = "\n\n".join(f"line {i}" for i in range(60))
         page, short, long, many = pool.render([text, "short", "x" * 5001, "*a* " * 60])
     assert page.status is PageStatus.TRUNCATED and page.pixels.shape[0] == 280
-    # 60 paragraphs of a 19-px line with 5.6 px between them, and two margins of 14 px: about 1,500 px.
+    # 60 lines of 14 x 1.22 = 17.08 px, 59 gaps of 0.3 x 14 = 4.2 px and two margins of 14 px: 1,300.6 px.
     cut = int(page.detail.split()[0])
-    assert 1100 < cut < 1300 and "of the height cut off" in page.detail
+    assert 1018 <= cut <= 1022 and "of the height cut off" in page.detail
     assert short.status is PageStatus.OK
     assert (
         long.status is PageStatus.TOO_LARGE and "render.max_chars 5000" in long.detail and long.pixels is None
