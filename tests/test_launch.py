@@ -9,6 +9,9 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
+
+from memocr_jax.config import parse_command
 
 REPOSITORY = Path(__file__).parents[1]
 SCRIPTS = sorted([*(REPOSITORY / "launch").glob("*.sh"), REPOSITORY / ".ci" / "run"])
@@ -50,7 +53,7 @@ def path_with(tmp_path: Path, *names: str) -> str:
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
 def test_shellcheck(script):
     checker = Path(sys.executable).with_name("shellcheck")
-    done = subprocess.run([checker, script], capture_output=True, text=True)
+    done = subprocess.run([checker, "-x", script], cwd=REPOSITORY, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -133,3 +136,104 @@ def test_no_network(fresh):
     last = done.stderr.splitlines()[-1]
     assert last.startswith("error: the packages could not be installed; last line: ")
     assert str(fresh / ".venv" / "setup.log") in last
+
+
+def slurm_job(*arguments: str) -> str:
+    done = bash("launch/slurm.sh", "--dry-run", *arguments)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_slurm_dry_run_prints_the_job():
+    job = slurm_job(
+        *("--gpus", "4", "--time", "1:00:00", "--cuda", "cuda12", "--sbatch", "--partition=long"),
+        *("--config", "configs/tiny.yaml", "--run.dir", "runs/my run"),
+    )
+    options = [line.removeprefix("#SBATCH ") for line in job.splitlines() if line.startswith("#SBATCH ")]
+    assert {"--gpus-per-node=4", "--time=1:00:00", "--partition=long", "--requeue"} <= set(options)
+    assert f"--chdir={REPOSITORY}" in options
+    assert "\nbash launch/setup_env.sh cuda12 || exit\n" in job
+    assert "memocr_jax.train --config configs/tiny.yaml --run.dir runs/my\\ run &" in job
+    assert "--gpus-per-node" not in slurm_job("--gpus", "0", "--config", "a.yaml")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        ((), "--config is missing"),
+        (("--gpus", "many", "--config", "a.yaml"), "--gpus is 'many', which is not a whole number"),
+        (("--config", "a.yaml", "--time"), "--time needs a value"),
+    ],
+)
+def test_slurm_says_what_is_wrong(arguments, error):
+    done = bash("launch/slurm.sh", *arguments)
+    assert done.returncode == 1 and done.stderr.startswith(f"error: {error}")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(("status", "requeued"), [(75, True), (0, False), (2, False)])
+def test_slurm_job_saves_when_stopped_and_goes_back_into_the_queue(tmp_path, status, requeued):
+    # The job's shell is real; the trainer is a script that waits for SIGTERM and ends as it is told, and
+    # scontrol writes down that it was called. With real Slurm this was seen once by hand (docs/launch.md).
+    job = slurm_job("--gpus", "0", "--config", "a.yaml").replace(f"--chdir={REPOSITORY}", "")
+    for name, text in {
+        "launch/setup_env.sh": "",
+        ".venv/bin/python": f"trap 'echo saved > saved; exit {status}' TERM\ntouch started\n"
+        "while :; do sleep 0.05; done\n",
+        "bin/scontrol": 'echo "$*" > queue\n',
+    }.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("#!/usr/bin/env bash\n" + text)
+        path.chmod(0o755)
+    shell = subprocess.Popen(
+        ["bash", "-c", job],
+        cwd=tmp_path,
+        env={"PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin", "SLURM_JOB_ID": "17"},
+    )
+    while not (tmp_path / "started").exists():
+        assert shell.poll() is None
+        time.sleep(0.02)
+    shell.terminate()
+    assert shell.wait(30) == status
+    assert (tmp_path / "saved").exists()
+    assert (tmp_path / "queue").exists() == requeued
+    if requeued:
+        assert (tmp_path / "queue").read_text() == "requeue 17\n"
+
+
+def test_dockerfile_takes_what_the_package_needs():
+    lines = (REPOSITORY / "Dockerfile").read_text().splitlines()
+    copied = {word for line in lines if line.startswith("COPY ") for word in line.split()[1:-1]}
+    assert all((REPOSITORY / name).exists() for name in copied)
+    assert {"setup.py", "memocr_jax", "render", "configs", "README.md", "LICENSE"} <= copied
+    let_in = {
+        line.lstrip("!").removesuffix("/**")
+        for line in (REPOSITORY / ".dockerignore").read_text().splitlines()
+        if line.startswith("!")
+    }
+    assert let_in == copied, ".dockerignore lets in exactly what is copied"
+
+
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "launch").rglob("*.yaml")), ids=lambda path: path.name)
+def test_manifests(path):
+    """They are YAML, and what they run exists: the trainer's arguments parse."""
+    documents = list(yaml.safe_load_all(path.read_text()))
+    if path.name == "skypilot.yaml":
+        (task,) = documents
+        assert task["setup"].split() == ["bash", "launch/setup_env.sh", "cuda"]
+        environment = {**task["envs"], "BUCKET": "", "PATH": "/usr/bin:/bin"}
+        shown = task["run"].replace(".venv/bin/python -m memocr_jax.train", "printf '%s\\n'")
+        arguments = subprocess.run(
+            ["bash", "-c", shown], env=environment, capture_output=True, text=True, check=True
+        ).stdout.split()
+    else:
+        claim, job = documents
+        pod = job["spec"]["template"]["spec"]
+        (container,) = pod["containers"]
+        (volume,) = (v for v in pod["volumes"] if "persistentVolumeClaim" in v)
+        assert volume["persistentVolumeClaim"]["claimName"] == claim["metadata"]["name"]
+        assert {m["name"] for m in container["volumeMounts"]} == {v["name"] for v in pod["volumes"]}
+        arguments = container["args"]
+    config, _ = parse_command(arguments, "train", "")
+    assert config.run.dir == "/runs/tiny"
