@@ -15,6 +15,7 @@ import asyncio
 import hmac
 import io
 import json
+import signal
 import time
 from contextlib import asynccontextmanager
 from typing import Annotated, Literal
@@ -227,6 +228,9 @@ def main(argv: list[str] | None = None) -> None:
     find_chromium(settings.chromium)  # what is missing is an error here, not at the first request
     theme_css(settings.theme)
     app = create_app(settings, arguments.mode, token, arguments.max_queue)
+    # uvicorn shuts down in good order and then raises the signal again; that is no failure here.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
     uvicorn.run(app, host=arguments.host, port=arguments.port, log_level="info", access_log=False)
 
 
