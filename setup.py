@@ -22,12 +22,12 @@ DATA = [
     "tensorflow-datasets>=4.9.9,<5",
     "array_record>=0.7,<1",
     "pyarrow>=19",
+    "absl-py>=2,<3",  # grain's worker flags
 ]
 RENDER = [
     "playwright>=1.55,<2",
     "pillow>=11,<14",
-    "markdown-it-py>=4,<5",
-    "mdit-py-plugins>=0.5,<0.8",
+    "cmarkgfm>=2025.10,<2027",  # CommonMark in C: linear time on hostile input
     "nh3>=0.3,<0.4",
     "isal>=1.7,<2",  # inflates captures faster than zlib
     "matplotlib>=3.10,<4",  # plots, and the DejaVu fonts that pages are drawn with

@@ -49,6 +49,12 @@ class TokenizerConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class PromptsConfig:
+    path: str = ""
+    """A YAML file with prompt templates of your own (memocr_jax/prompts.py); empty means the project's."""
+
+
+@dataclasses.dataclass(frozen=True)
 class AgentConfig:
     memory_format: Literal["markdown", "html"] = "markdown"
     """What the model writes its memory in; selects the prompt and the renderer's mode together."""
@@ -197,6 +203,7 @@ class Config:
     model: ModelConfig = ModelConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    prompts: PromptsConfig = PromptsConfig()
     agent: AgentConfig = AgentConfig()
     sampling: SamplingConfig = SamplingConfig()
     engine: EngineConfig = EngineConfig()

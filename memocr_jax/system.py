@@ -17,6 +17,7 @@ from memocr_jax.metrics import Stopwatch
 from memocr_jax.models.config import Qwen25VLConfig
 from memocr_jax.models.hf_weights import load_params
 from memocr_jax.models.qwen25_vl import abstract_model, init_params
+from memocr_jax.prompts import Templates, load_templates
 from memocr_jax.rl.pack import Packing
 from memocr_jax.rl.rollout import Agent
 from memocr_jax.rl.update import Learner
@@ -32,6 +33,7 @@ class System:
 
     config: Config
     tokenizer: Tokenizer
+    templates: Templates
     model: Qwen25VLConfig
     mesh: jax.sharding.Mesh
     graphdef: nnx.GraphDef
@@ -64,6 +66,7 @@ class System:
                 config.agent,
                 config.run.seed,
                 stopwatch or Stopwatch(),
+                self.templates,
                 progress,
             )
 
@@ -76,7 +79,8 @@ def build_system(config: Config) -> System:
     mesh = make_mesh(config.mesh)
     graphdef, abstract = abstract_model(model, dtype=jnp.dtype(config.model.dtype), mesh=mesh)
     param_shardings(abstract, mesh)  # says early what does not divide
-    return System(config, tokenizer, model, mesh, graphdef, abstract)
+    templates = load_templates(config.prompts.path)
+    return System(config, tokenizer, templates, model, mesh, graphdef, abstract)
 
 
 def build_learner(system: System, initial: nnx.State, stopwatch: Stopwatch) -> Learner:
@@ -118,8 +122,8 @@ def _require_matching(model: Qwen25VLConfig, tokenizer: Tokenizer, config: Confi
         )
     if model.vision.token_px != TOKEN_PX:
         raise UserError(
-            f"model.path {config.model.path}: an image token is {model.vision.token_px} px wide there; pages are "
-            f"fitted to tokens of {TOKEN_PX} px (patch_size 14, spatial_merge_size 2)"
+            f"model.path {config.model.path}: an image token is {model.vision.token_px} px wide there; pages "
+            f"are fitted to tokens of {TOKEN_PX} px (patch_size 14, spatial_merge_size 2)"
         )
     pairs = {
         "image_token_id": (model.image_token_id, tokenizer.image_pad_id),

@@ -1,11 +1,22 @@
 """Fixtures of all tests. JAX sees four CPU devices, so that sharding is real in every test that wants it."""
 
+import os
+import tempfile
 from pathlib import Path
+
+# Compiling takes most of the time of these tests, and a third of it without optimisation. Read by XLA once,
+# when its backend starts.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 import jax
 import pytest
 
 jax.config.update("jax_num_cpu_devices", 4)
+# The same program compiled by two tests is compiled once. Cached for this run of the tests alone.
+_CACHE = tempfile.TemporaryDirectory(prefix="memocr-tests-")
+jax.config.update("jax_compilation_cache_dir", _CACHE.name)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 ROOT = Path(__file__).resolve().parents[1]
 

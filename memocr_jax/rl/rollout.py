@@ -16,7 +16,7 @@ from flax import nnx
 from memocr_jax.config import AgentConfig, SamplingConfig
 from memocr_jax.generate import Engine, PromptGroup
 from memocr_jax.metrics import Stopwatch
-from memocr_jax.prompts import draft_prompt, read_prompt
+from memocr_jax.prompts import DEFAULT_TEMPLATES, Templates, draft_prompt, read_prompt
 from memocr_jax.rl.gap_fill import GapFill, make_gap_fill
 from memocr_jax.rng import host_rng, row_key
 from memocr_jax.tokenizer import Tokenizer
@@ -89,6 +89,7 @@ class Agent:
     config: AgentConfig
     seed: int
     stopwatch: Stopwatch
+    templates: Templates = DEFAULT_TEMPLATES
     progress: Callable[[str, int, int], None] = lambda stage, done, total: None
 
     def draft_memories(
@@ -135,7 +136,9 @@ class Agent:
     ) -> PromptGroup:
         prefix, suffixes, keys = [], [], []
         for g, memory in enumerate(memories):
-            prompt = draft_prompt(example.question, example.chunks[chunk], memory, self.config.memory_format)
+            prompt = draft_prompt(
+                example.question, example.chunks[chunk], memory, self.config.memory_format, self.templates
+            )
             prefix, suffix = self.tokenizer.encode_prompt(prompt)
             suffixes.append(np.array(suffix, np.int32))
             keys.append(row_key(self.seed, "draft", label, example.example_id, g, chunk))
@@ -181,7 +184,7 @@ class Agent:
     def _read_group(self, example_id: str, request: ReadRequest, label: str | int) -> PromptGroup:
         prefix, suffixes, keys = [], [], []
         for kind, question, _ in request.questions:
-            prompt = read_prompt(question)
+            prompt = read_prompt(question, self.templates)
             prefix, suffix = self.tokenizer.encode_prompt(prompt, [image_tokens(request.view)])
             suffixes.append(np.array(suffix, np.int32))
             keys.append(
@@ -211,4 +214,10 @@ class Agent:
     def gap_fill(self, example_id: str, memory: Memory, label: str | int) -> GapFill | None:
         """The cloze over a memory's text, drawn from its own stream; None when it has too few words."""
         rng = host_rng(self.seed, "gap_fill", label, example_id, memory.g)
-        return make_gap_fill(memory.text, rng, self.config.gap_fill_window_chars, self.config.gap_fill_blanks)
+        return make_gap_fill(
+            memory.text,
+            rng,
+            self.config.gap_fill_window_chars,
+            self.config.gap_fill_blanks,
+            self.config.memory_format,
+        )
