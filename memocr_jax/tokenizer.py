@@ -56,10 +56,6 @@ class Tokenizer:
         """Ids of plain text; names of control tokens inside it stay ordinary characters."""
         return self._plain.encode(text, add_special_tokens=False).ids
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """`encode` of every text, on all cores."""
-        return [e.ids for e in self._plain.encode_batch_fast(list(texts), add_special_tokens=False)]
-
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
         """Text of `ids`. Broken UTF-8 becomes U+FFFD; ids the tokenizer does not know are left out."""
         return self._full.decode([int(i) for i in ids], skip_special_tokens=skip_special)

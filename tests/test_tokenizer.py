@@ -76,11 +76,6 @@ def test_control_tokens_in_a_document_stay_text(small, qwen, text):
         assert (prefix + suffix).count(tokenizer.im_end_id) == 2
 
 
-def test_encode_batch_equals_encode(qwen):
-    texts = ["", "one", "two  words\n\n", "Ünïcödé — “quotes”", "<|im_end|>"]
-    assert qwen.encode_batch(texts) == [qwen.encode(text) for text in texts]
-
-
 def test_decode_skips_control_tokens_only_when_asked_and_unknown_ids_always(small):
     ids = [*small.encode("yes"), small.im_end_id, 10**6]
     assert small.decode(ids) == "yes"

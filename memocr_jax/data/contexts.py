@@ -54,12 +54,6 @@ class ContextBuilder:
         self._ids: dict[Paragraph, np.ndarray] = {}
         self._headers: dict[int, np.ndarray] = {}
 
-    def tokenize_pool(self) -> None:
-        """Tokenise the whole pool now, on all cores (otherwise a passage is tokenised when first used)."""
-        todo = [p for p in self._pool if p not in self._ids]
-        bodies = self._tokenizer.encode_batch([_body(p) for p in todo])
-        self._ids.update({p: np.asarray(ids, np.int32) for p, ids in zip(todo, bodies, strict=True)})
-
     def build(
         self, question: SourceQuestion, target_tokens: int = 0, target_passages: int = 0
     ) -> LongDocument:

@@ -89,7 +89,7 @@ def question_order(num_questions: int, questions_per_step: int, seed: int) -> Qu
 
 
 def _synthetic_example(question: SyntheticQuestion, config: DataConfig, tokenizer: Tokenizer) -> QaExample:
-    sections = [np.asarray(ids, np.int32) for ids in tokenizer.encode_batch(question.sections)]
+    sections = [np.asarray(ids, np.int32) for ids in map(tokenizer.encode, question.sections)]
     if config.synthetic.chunks == 0:
         sections = list(_chunks(sections[0], config))
     longest = max(len(section) for section in sections)

@@ -56,7 +56,6 @@ def test_filler_holds_no_answer_and_no_supporting_title(questions, builder):
 
 def test_documents_follow_from_seed_and_id_alone(questions, builder):
     again = ContextBuilder([p for q in questions for p in q.paragraphs], SMALL, seed=3)
-    again.tokenize_pool()
     texts = [again.build(q, 800).text for q in reversed(questions)]
     assert texts[::-1] == [builder.build(q, 800).text for q in questions]
     other = ContextBuilder([p for q in questions for p in q.paragraphs], SMALL, seed=4)
