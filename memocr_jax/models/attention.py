@@ -52,16 +52,13 @@ def packed(
     if implementation != "xla":
         raise ValueError(f"attention implementation {implementation!r} is not one of: xla")
     length = q.shape[1]
-    if length <= query_chunk:
-        return _attend(q, k, v, visible(segments, segments))
-    # Each chunk keeps only its inputs for the backward pass, and sees no key after its last query.
-    attend = jax.checkpoint(_attend)
     outputs = []
     for start in range(0, length, query_chunk):
         end = min(start + query_chunk, length)
         mask = visible(segments[:, start:end], segments[:, :end], first_query=start)
-        outputs.append(attend(q[:, start:end], k[:, :end], v[:, :end], mask))
-    return jnp.concatenate(outputs, axis=1)
+        # No key after the chunk's last query is seen.
+        outputs.append(_attend(q[:, start:end], k[:, :end], v[:, :end], mask))
+    return outputs[0] if len(outputs) == 1 else jnp.concatenate(outputs, axis=1)
 
 
 def bidirectional(
@@ -78,11 +75,8 @@ def bidirectional(
         raise ValueError(f"attention implementation {implementation!r} is not one of: xla")
     length = q.shape[1]
     mask = valid[:, None, :]
-    if length <= query_chunk:
-        return _attend(q, k, v, mask)
-    attend = jax.checkpoint(_attend)
-    chunks = [attend(q[:, s : s + query_chunk], k, v, mask) for s in range(0, length, query_chunk)]
-    return jnp.concatenate(chunks, axis=1)
+    chunks = [_attend(q[:, s : s + query_chunk], k, v, mask) for s in range(0, length, query_chunk)]
+    return chunks[0] if len(chunks) == 1 else jnp.concatenate(chunks, axis=1)
 
 
 def decode(
@@ -117,6 +111,8 @@ def decode(
     return (out / total[..., None]).reshape(groups, siblings, heads, dim).astype(q.dtype)
 
 
+# The backward pass computes the scores again: keeping them costs more, in memory and (measured) in time.
+@jax.checkpoint
 def _attend(
     q: Float[Array, "B q heads dim"],
     k: Float[Array, "B k kv_heads dim"],

@@ -1,0 +1,1 @@
+"""Benchmarks: `python -m memocr_jax.bench NAME`."""

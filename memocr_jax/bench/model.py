@@ -1,0 +1,371 @@
+"""The model against transformers' PyTorch model: same weights, same inputs, one process, warm.
+
+Both run in turns, so that what else the machine does hits both; a number is the median over the repeats, a
+ratio above 1 means that ours is faster.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import json
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from memocr_jax import api
+from memocr_jax.config import MeshConfig
+from memocr_jax.errors import UserError
+from memocr_jax.images import prepare_image
+from memocr_jax.models.cache import cache_from_packed
+from memocr_jax.models.config import Qwen25VLConfig, TextConfig, VisionConfig
+from memocr_jax.models.hf_weights import load_params
+from memocr_jax.models.qwen25_vl import abstract_model
+from memocr_jax.sharding import make_mesh
+
+SMALL = Qwen25VLConfig(
+    text=TextConfig(
+        vocab_size=32000,
+        hidden_size=768,
+        intermediate_size=2560,
+        num_hidden_layers=8,
+        num_attention_heads=12,
+        num_key_value_heads=2,
+        mrope_section=(8, 12, 12),
+        rms_norm_eps=1e-6,
+    ),
+    vision=VisionConfig(
+        depth=6,
+        hidden_size=512,
+        intermediate_size=1408,
+        num_heads=8,
+        out_hidden_size=768,
+        fullatt_block_indexes=(2, 5),
+    ),
+    image_token_id=31000,
+    video_token_id=31001,
+    vision_start_token_id=31002,
+    vision_end_token_id=31003,
+    bos_token_id=31004,
+    eos_token_id=31005,
+)
+"""About 120 million parameters in the proportions of the real models: minutes on a CPU."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What is measured."""
+
+    rows: int
+    length: int
+    """Tokens of a row, image included."""
+    image_tokens: tuple[int, int]
+    """Height and width of each row's image, in tokens."""
+    new_tokens: int
+    repeats: int
+    dtype: str
+
+
+def make_checkpoint(directory: Path) -> None:
+    """Write the small model with random weights, made by transformers."""
+    import torch
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+    torch.manual_seed(0)
+    config = Qwen2_5_VLConfig.from_dict(SMALL.to_dict())
+    Qwen2_5_VLForConditionalGeneration(config).save_pretrained(directory)
+
+
+def make_inputs(config: Qwen25VLConfig, setting: Setting) -> dict[str, np.ndarray]:
+    """Rows of text with one image each, as transformers' processor returns them."""
+    rng = np.random.default_rng(0)
+    height, width = setting.image_tokens
+    count = height * width
+    if setting.length < count + 3:
+        raise UserError(f"--length is {setting.length}; the image alone needs {count + 2} tokens")
+    ids = rng.integers(0, min(config.text.vocab_size, config.image_token_id), (setting.rows, setting.length))
+    ids[:, 1] = config.vision_start_token_id
+    ids[:, 2 : 2 + count] = config.image_token_id
+    ids[:, 2 + count] = config.vision_end_token_id
+    side = config.vision.token_px
+    shape = (height * side, width * side, 3)
+    images = [
+        prepare_image(rng.integers(0, 256, shape, dtype=np.uint8), config.vision) for _ in range(setting.rows)
+    ]
+    return {
+        "input_ids": ids,
+        "attention_mask": np.ones_like(ids),
+        "pixel_values": np.concatenate([patches for patches, _ in images]),
+        "image_grid_thw": np.array([(1, *grid) for _, grid in images]),
+        "mm_token_type_ids": (ids == config.image_token_id).astype(np.int64),
+    }
+
+
+def compare(directory: Path, setting: Setting) -> dict[str, Any]:
+    """Time both on the checkpoint and return the results, seconds and ratios.
+
+    Raises UserError when the logits of the two disagree: a fast wrong model is not worth a number.
+    """
+    config = Qwen25VLConfig.from_file(directory)
+    inputs = make_inputs(config, setting)
+    theirs = _TorchSide(directory, inputs, setting)
+    ours = _JaxSide(directory, config, inputs, setting)
+    difference = float(np.abs(theirs.logits() - ours.logits()).max())
+    limit = 2e-3 if setting.dtype == "float32" else 1.0
+    if difference > limit:
+        raise UserError(f"logits differ by {difference:.2e} (limit {limit}); nothing was timed")
+    results = {}
+    for name in ("forward", "forward_backward", "forward_backward_remat", "decode"):
+        torch_s, jax_s = _alternate(getattr(theirs, name), getattr(ours, name), setting.repeats)
+        results[name] = {"torch_s": torch_s, "jax_s": jax_s, "ratio": torch_s / jax_s}
+        print(f"{name}: torch {torch_s:.3f} s, jax {jax_s:.3f} s", file=sys.stderr, flush=True)
+    results["decode"]["tokens_per_s"] = setting.rows * setting.new_tokens / results["decode"]["jax_s"]
+    return {
+        "what": "transformers (torch) against memocr_jax; ratio above 1: memocr_jax is faster",
+        "setting": dataclasses.asdict(setting),
+        "parameters": theirs.parameters,
+        "largest_logit_difference": difference,
+        "results": results,
+        "machine": _machine(theirs),
+    }
+
+
+class _TorchSide:
+    def __init__(self, directory: Path, inputs: dict[str, np.ndarray], setting: Setting):
+        import torch
+        from transformers import Qwen2_5_VLForConditionalGeneration
+
+        self.torch, self.setting = torch, setting
+        self.device = "cuda" if torch.cuda.is_available() and jax.default_backend() == "gpu" else "cpu"
+        dtype = getattr(torch, setting.dtype)
+        model = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+            directory, dtype=dtype, attn_implementation="sdpa"
+        )
+        self.model = model.to(self.device)
+        self.parameters = sum(p.numel() for p in self.model.parameters())
+        self.inputs = {k: torch.tensor(v, device=self.device) for k, v in inputs.items()}
+
+    def logits(self) -> np.ndarray:
+        with self.torch.no_grad():
+            return self.model(**self.inputs, use_cache=False).logits.float().cpu().numpy()
+
+    def forward(self) -> float:
+        with self.torch.no_grad():
+            return self._timed(lambda: self.model(**self.inputs, use_cache=False).logits)
+
+    def forward_backward(self) -> float:
+        return self._timed(self._step)
+
+    def forward_backward_remat(self) -> float:
+        self.model.train()  # transformers recomputes in training mode only
+        self.model.gradient_checkpointing_enable({"use_reentrant": False})
+        seconds = self._timed(self._step)
+        self.model.gradient_checkpointing_disable()
+        self.model.eval()
+        return seconds
+
+    def _step(self) -> None:
+        logits = self.model(**self.inputs, use_cache=False).logits.float()
+        targets = self.inputs["input_ids"][:, 1:]
+        loss = self.torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), targets.flatten())
+        self.model.zero_grad()
+        loss.backward()
+
+    def decode(self) -> float:
+        """Greedy decoding after the prefill, which is not timed."""
+        with self.torch.no_grad():
+            out = self.model(**self.inputs, use_cache=True)
+            cache, token = out.past_key_values, out.logits[:, -1:].argmax(-1)
+            position = self.model.model.rope_deltas + self.setting.length
+            mask = self.inputs["attention_mask"]
+
+            def loop() -> None:
+                nonlocal token, mask, position
+                for _ in range(self.setting.new_tokens):
+                    mask = self.torch.nn.functional.pad(mask, (0, 1), value=1)
+                    step = self.model(
+                        input_ids=token,
+                        attention_mask=mask,
+                        position_ids=position[None].expand(3, -1, -1),
+                        past_key_values=cache,
+                        use_cache=True,
+                    )
+                    token, position = step.logits[:, -1:].argmax(-1), position + 1
+
+            return self._timed(loop)
+
+    def _timed(self, run: Callable[[], Any]) -> float:
+        start = time.perf_counter()
+        run()
+        if self.device == "cuda":
+            self.torch.cuda.synchronize()
+        return time.perf_counter() - start
+
+
+class _JaxSide:
+    def __init__(
+        self, directory: Path, config: Qwen25VLConfig, inputs: dict[str, np.ndarray], setting: Setting
+    ):
+        mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+        dtype = jnp.dtype(setting.dtype)
+        self.setting = setting
+        graphs = {
+            remat: abstract_model(config, dtype=dtype, param_dtype=dtype, remat=remat)[0]
+            for remat in ("none", "dots", "full")
+        }
+        self.params = load_params(directory, config, mesh, dtype)
+        arrays = (inputs[k] for k in ("input_ids", "attention_mask", "pixel_values", "image_grid_thw"))
+        self.rows = jax.device_put(api._pack(config, None, *arrays))
+        self._forward = functools.partial(api._forward, graphs["none"])
+        # The last gradients' memory is given back for the next ones, as in a training loop: on a CPU, fresh
+        # memory costs more than the copies.
+        self._step = {
+            remat: jax.jit(functools.partial(_loss_gradient, graph), donate_argnums=2, keep_unused=True)
+            for remat, graph in graphs.items()
+        }
+        self._gradients = jax.tree.map(jnp.zeros_like, self.params)
+        self._prefill = jax.jit(
+            functools.partial(_prefill, graphs["none"], setting.length, setting.new_tokens)
+        )
+        self._decode = jax.jit(functools.partial(_decode, graphs["none"], setting.new_tokens))
+
+    def logits(self) -> np.ndarray:
+        return np.asarray(self._forward(self.params, self.rows))[:, : self.setting.length]
+
+    def forward(self) -> float:
+        return _timed(self._forward, self.params, self.rows)
+
+    def forward_backward(self) -> float:
+        return self._timed_step("dots")
+
+    def forward_backward_remat(self) -> float:
+        return self._timed_step("full")
+
+    def _timed_step(self, remat: str) -> float:
+        start = time.perf_counter()
+        loss, self._gradients = self._step[remat](self.params, self.rows, self._gradients)
+        jax.block_until_ready((loss, self._gradients))
+        return time.perf_counter() - start
+
+    def decode(self) -> float:
+        state = jax.block_until_ready(self._prefill(self.params, self.rows))
+        return _timed(self._decode, self.params, state)
+
+
+def _loss_gradient(
+    graphdef: Any, params: nnx.State, rows: api.Rows, memory: nnx.State
+) -> tuple[jax.Array, nnx.State]:
+    def loss(params: nnx.State) -> jax.Array:
+        model = nnx.merge(graphdef, params)
+        hidden = model.hidden(api._embed(model, rows), rows.mrope_pos, rows.segments)
+        logp = jax.nn.log_softmax(model.head(hidden[:, :-1]))
+        logp = jnp.take_along_axis(logp, rows.tokens[:, 1:, None], axis=-1)[..., 0]
+        valid = rows.segments[:, 1:] >= 0
+        return -(logp * valid).sum() / valid.sum()
+
+    return jax.value_and_grad(loss)(params)
+
+
+def _prefill(graphdef: Any, length: int, new_tokens: int, params: nnx.State, rows: api.Rows) -> Any:
+    model = nnx.merge(graphdef, params)
+    hidden, (k, v) = model.hidden(api._embed(model, rows), rows.mrope_pos, rows.segments, return_kv=True)
+    batch, slots = rows.tokens.shape
+    cache = cache_from_packed(
+        k,
+        v,
+        prefix_slots=slots,
+        siblings=1,
+        suffix_slots=0,
+        capacity=new_tokens,
+        prefix_len=jnp.full(batch, length),
+        suffix_len=jnp.zeros((batch, 1), jnp.int32),
+    )
+    token = model.head(hidden[:, length - 1 : length]).argmax(-1).astype(jnp.int32)
+    return token, rows.mrope_pos.max((0, 2))[:, None] + 1, cache
+
+
+def _decode(graphdef: Any, new_tokens: int, params: nnx.State, state: Any) -> Any:
+    model = nnx.merge(graphdef, params)
+
+    def one(state: Any, _: None) -> tuple[Any, None]:
+        token, position, cache = state
+        logits, cache = model.decode(token, jnp.broadcast_to(position, (3, *position.shape)), cache)
+        return (logits.argmax(-1).astype(jnp.int32), position + 1, cache), None
+
+    return jax.lax.scan(one, state, None, length=new_tokens)[0][0]
+
+
+def _timed(run: Callable[..., Any], *args: Any) -> float:
+    start = time.perf_counter()
+    jax.block_until_ready(run(*args))
+    return time.perf_counter() - start
+
+
+def _alternate(one: Callable[[], float], other: Callable[[], float], repeats: int) -> tuple[float, float]:
+    """Medians of two timed functions that take turns, after one untimed run of each."""
+    one(), other()
+    pairs = [(one(), other()) for _ in range(repeats)]
+    return tuple(statistics.median(times) for times in zip(*pairs, strict=True))
+
+
+def _machine(theirs: _TorchSide) -> dict[str, Any]:
+    import os
+
+    import torch
+    import transformers
+
+    return {
+        "processor": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "device": jax.devices()[0].device_kind,
+        "torch_device": theirs.device,
+        "jax": jax.__version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+
+
+def main(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m memocr_jax.bench model", description=__doc__.split("\n")[0]
+    )
+    parser.add_argument("--hf", metavar="DIR", help="a checkpoint (default: a random one of 120M parameters)")
+    parser.add_argument("--rows", type=int, default=2)
+    parser.add_argument("--length", type=int, default=512, help="tokens of a row, its image included")
+    parser.add_argument("--image-tokens", type=int, nargs=2, default=(8, 12), metavar=("HEIGHT", "WIDTH"))
+    parser.add_argument("--new-tokens", type=int, default=64)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--out", metavar="FILE", help="write the JSON there too")
+    args = parser.parse_args(argv)
+    try:
+        import torch  # noqa: F401
+    except ImportError:
+        raise UserError(
+            "torch is not installed; install the dev extra: pip install memocr_jax[dev]"
+        ) from None
+    setting = Setting(
+        args.rows, args.length, tuple(args.image_tokens), args.new_tokens, args.repeats, args.dtype
+    )
+    with tempfile.TemporaryDirectory() as scratch:
+        directory = Path(args.hf or scratch)
+        if not args.hf:
+            make_checkpoint(directory)
+        result = compare(directory, setting)
+    text = json.dumps({"command": " ".join(["python -m memocr_jax.bench model", *argv]), **result}, indent=2)
+    print(text)
+    if args.out:
+        Path(args.out).write_text(text + "\n", encoding="utf-8")
+    sys.stdout.flush()
