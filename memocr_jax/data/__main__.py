@@ -84,8 +84,8 @@ def _hub_questions(name: str) -> str:
 
 
 def _run(job: Job) -> None:
-    # TFDS swaps Python's import function while it is being imported, and trips the bar's own thread: import it
-    # before there is a bar.
+    # TFDS swaps Python's import function while it is being imported, which trips the bar's own thread: import
+    # it before there is a bar.
     import tensorflow_datasets  # noqa: F401
 
     console = Console(highlight=False)

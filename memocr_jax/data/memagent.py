@@ -40,8 +40,6 @@ def parse_row(row: dict) -> SourceQuestion:
         else list_field(reward, "ground_truth", str, "reward_model.ground_truth")
     )
     answers = [clean(answer) for answer in answers if clean(answer)]
-    if not answers:
-        raise BadRow("reward_model.ground_truth", "no answer that is not blank")
     messages = list_field(row, "prompt", dict)
     if len(messages) != 1:
         raise BadRow("prompt", f"{len(messages)} messages, not one")

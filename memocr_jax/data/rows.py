@@ -28,6 +28,7 @@ class SourceQuestion:
     example_id: str
     question: str
     answers: tuple[str, ...]
+    """Accepted answers; a question may have none, and then it cannot be scored."""
     paragraphs: tuple[Paragraph, ...] = ()
     """Passages of the question's own, gold ones among them; empty when `context` is given."""
     gold: tuple[int, ...] = ()

@@ -43,7 +43,7 @@ def test_rows_become_questions_with_a_context(write):
         ({"context": None}, "context: missing"),
         ({"prompt": []}, "prompt: 0 messages, not one"),
         ({"prompt": [{"role": "user", "content": None}]}, "content: missing"),
-        ({"reward_model": {"ground_truth": [], "style": "rule"}}, "reward_model.ground_truth: no answer"),
+        ({"reward_model": {"ground_truth": None, "style": "rule"}}, "reward_model.ground_truth: missing"),
         ({"reward_model": None}, "reward_model: missing"),
         ({"extra_info": {"index": None}}, "extra_info.index: missing"),
         ({"extra_info": {"index": 0}}, "id: 'memagent-0' is also on line 1"),
@@ -67,6 +67,11 @@ def test_files_of_another_kind(tmp_path, write):
         read_memagent(write([{k: v for k, v in row(0).items() if k != "reward_model"}]))
     with pytest.raises(UserError, match="does not exist; did you mean"):
         read_memagent(str(tmp_path / "trian.parquet"))
+
+
+def test_a_question_without_an_answer_is_a_question(write):
+    rows = [row(0), row(1, reward_model={"ground_truth": [" "], "style": "rule"})]
+    assert read_memagent(write(rows)).questions[1].answers == ()
 
 
 def test_truth_may_be_a_plain_string(write):

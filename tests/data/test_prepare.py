@@ -136,7 +136,7 @@ def test_a_folder_of_another_job_is_left_alone(job, tmp_path):
 
 
 def test_lenient_by_default_and_strict_when_asked(rows, write, job, tmp_path):
-    bad = write([*rows, b"{", {**rows[0], "id": "new", "golden_answers": []}, rows[5]], "bad.jsonl")
+    bad = write([*rows, b"{", {**rows[0], "id": "new", "golden_answers": "x"}, rows[5]], "bad.jsonl")
     manifest = prepare(dataclasses.replace(job, questions=bad))
     assert manifest["questions"] == 40 and manifest["left_out"] == 3
     assert [problem.split("bad.jsonl:")[1].split(":")[0] for problem in manifest["problems"]] == [
