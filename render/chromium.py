@@ -156,9 +156,9 @@ class Browser:
             self.product = self.call("Browser.getVersion", timeout_s=start_timeout_s)["product"]
             self.call("Target.setDiscoverTargets", {"discover": True}, timeout_s=start_timeout_s)
         except (BrowserGone, BrowserTimeout) as error:
-            words = Path(self._profile, "stderr").read_text(errors="replace").strip().splitlines()
+            words = _last_words(Path(self._profile, "stderr"))
             self.close()
-            raise type(error)(f"{executable} did not start: {words[-1] if words else error}") from None
+            raise type(error)(f"{executable} did not start: {words or error}") from None
 
     def _spawn(self, executable: str, max_memory_mb: int) -> None:
         child_in, self._write = os.pipe()
@@ -276,6 +276,13 @@ class Browser:
                 os.close(descriptor)
             self.pid = 0
         shutil.rmtree(self._profile, ignore_errors=True)
+
+
+def _last_words(stderr: Path) -> str:
+    """The line of a browser's error output that says most: the last fatal one, else the last."""
+    lines = stderr.read_text(errors="replace").strip().splitlines()
+    fatal = [line for line in lines if ":FATAL:" in line]
+    return (fatal or lines or [""])[-1]
 
 
 def sweep_profiles() -> None:
