@@ -128,18 +128,40 @@ def chromium_version(executable: str) -> str:
     return done.stdout.strip()
 
 
+def open_browser(executable: str, max_memory_mb: int, sandbox: str) -> tuple[Browser, bool]:
+    """A first browser, and whether it has Chromium's sandbox, by `RenderSettings.sandbox`.
+
+    Where `auto` has to do without, that is said once per process. Raises `RenderError` when Chromium does not
+    start.
+    """
+    problem = "running as root" if os.geteuid() == 0 else ""
+    try:
+        if sandbox == "on" or (sandbox == "auto" and not problem):
+            try:
+                return Browser(executable, max_memory_mb, sandbox=True), True
+            except BrowserGone as error:
+                if sandbox == "on" or "sandbox" not in str(error):
+                    raise
+                problem = "this machine refuses it (no user namespaces)"
+        browser = Browser(executable, max_memory_mb, sandbox=False)
+    except (BrowserGone, BrowserTimeout) as error:
+        raise RenderError(f"Chromium does not start (render.sandbox {sandbox}): {error}") from None
+    if problem:
+        _say_once(f"{problem}: Chromium's sandbox is off; run as a user who may have it to have it on")
+    return browser, False
+
+
 @functools.cache
-def _sandbox_flags() -> tuple[str, ...]:
-    if os.geteuid() != 0:
-        return ()
-    log.warning("running as root: Chromium's sandbox is off; run as another user to have it on")
-    return ("--no-sandbox",)
+def _say_once(message: str) -> None:
+    log.warning(message)
 
 
 class Browser:
     """One running Chromium: commands out, replies in, one thread at a time."""
 
-    def __init__(self, executable: str, max_memory_mb: int = 0, start_timeout_s: float = 30.0):
+    def __init__(
+        self, executable: str, max_memory_mb: int = 0, sandbox: bool = False, start_timeout_s: float = 30.0
+    ):
         """Start `executable`. `max_memory_mb` limits each of its processes' writable memory (0: no limit).
 
         Raises `BrowserGone` or `BrowserTimeout` when it does not come up; its last words are in the message.
@@ -151,22 +173,24 @@ class Browser:
         self._buffer = bytearray(1 << 16)
         self.layers: dict[str, list[dict]] = {}
         """By session, the compositor layers that its page last had."""
-        self._spawn(executable, max_memory_mb)
+        self._spawn(executable, max_memory_mb, sandbox)
         try:
             self.product = self.call("Browser.getVersion", timeout_s=start_timeout_s)["product"]
             self.call("Target.setDiscoverTargets", {"discover": True}, timeout_s=start_timeout_s)
         except (BrowserGone, BrowserTimeout) as error:
             words = _last_words(Path(self._profile, "stderr"))
             self.close()
-            raise type(error)(f"{executable} did not start: {words or error}") from None
+            raise type(error)(words or str(error)) from None
 
-    def _spawn(self, executable: str, max_memory_mb: int) -> None:
+    def _spawn(self, executable: str, max_memory_mb: int, sandbox: bool) -> None:
         child_in, self._write = os.pipe()
         self._read, child_out = os.pipe()
         for descriptor in (self._write, self._read):
             fcntl.fcntl(descriptor, fcntl.F_SETPIPE_SZ, 1 << 20)
         os.set_blocking(self._write, False)
-        flags = [*FLAGS, *_sandbox_flags(), f"--user-data-dir={self._profile}"]
+        flags = [*FLAGS, f"--user-data-dir={self._profile}"]
+        if not sandbox:
+            flags.append("--no-sandbox")
         if not os.path.isdir("/dev/shm") or shutil.disk_usage("/dev/shm").total < _SMALL_SHM_BYTES:
             flags.append("--disable-dev-shm-usage")
         # The shell sets the limit before Chromium exists and then becomes it.

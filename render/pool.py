@@ -26,6 +26,7 @@ from render.chromium import (
     ProtocolError,
     chromium_version,
     find_chromium,
+    open_browser,
     sweep_profiles,
 )
 from render.errors import RenderError
@@ -75,7 +76,8 @@ class RenderPool:
     ):
         """`workers` replaces `settings.workers`; `cache` may be shared between pools.
 
-        Raises `RenderError` when Chromium, a font or the theme is missing. Browsers start in the background.
+        Raises `RenderError` when Chromium, a font or the theme is missing or Chromium does not start. Only
+        the first browser is waited for, and not until it can draw.
         """
         if mode not in MODES:
             raise RenderError(f"mode is {mode!r}; it must be one of {', '.join(MODES)}")
@@ -93,9 +95,12 @@ class RenderPool:
         self.restarts = 0
         """Browsers that had to be replaced so far."""
         sweep_profiles()
+        first, self._sandbox = open_browser(self._executable, settings.max_memory_mb, settings.sandbox)
+        self._browsers.add(first)
         count = workers or settings.workers or default_workers()
         self._threads = [
-            threading.Thread(target=self._work, name=f"render-{i}", daemon=True) for i in range(count)
+            threading.Thread(target=self._work, args=(None if i else first,), name=f"render-{i}", daemon=True)
+            for i in range(count)
         ]
         _open_pools.add(self)
         for thread in self._threads:
@@ -162,15 +167,17 @@ class RenderPool:
 
     # --- a worker's life ---
 
-    def _work(self) -> None:
-        browser = sheet = None
+    def _work(self, browser: Browser | None) -> None:
+        sheet = None
         failures = 0
         try:
             while not self._closed:
                 jobs: list[_Job] = []
                 try:
                     if browser is None:
-                        browser, sheet = self._start()
+                        browser = self._start()
+                    if sheet is None:
+                        sheet = Sheet(browser, self.settings)
                     jobs = self._take()
                     self._draw(sheet, jobs)
                     failures = 0
@@ -188,18 +195,14 @@ class RenderPool:
             if browser is not None:
                 self._drop(browser)
 
-    def _start(self) -> tuple[Browser, Sheet]:
-        browser = Browser(self._executable, self.settings.max_memory_mb)
+    def _start(self) -> Browser:
+        browser = Browser(self._executable, self.settings.max_memory_mb, self._sandbox)
         with self._changed:
             self._browsers.add(browser)
-            closed = self._closed
-        try:
-            if closed:
-                raise BrowserGone("the pool was closed")
-            return browser, Sheet(browser, self.settings)
-        except BaseException:
-            self._drop(browser)
-            raise
+            if not self._closed:
+                return browser
+        self._drop(browser)
+        raise BrowserGone("the pool was closed")
 
     def _drop(self, browser: Browser) -> None:
         with self._changed:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal
 
 from render.errors import RenderError
 
@@ -49,6 +50,9 @@ class RenderSettings:
     chromium: str = ""
     """Path of the Chromium executable; empty looks for chromium-headless-shell and chromium on PATH, then
     for Playwright's own."""
+    sandbox: Literal["auto", "on", "off"] = "auto"
+    """Chromium's own sandbox. auto: on, but for root and where the machine refuses it (no user namespaces),
+    which is then said once; on: an error instead."""
     url: str = ""
     """Address of a running `python -m render.server`; empty renders in this process."""
     token: str = ""
@@ -76,6 +80,8 @@ class RenderSettings:
             )
         if not 0.1 <= self.scale <= 10:
             raise RenderError(f"render.scale is {self.scale}; it must lie in 0.1 .. 10")
+        if self.sandbox not in ("auto", "on", "off"):
+            raise RenderError(f"render.sandbox is {self.sandbox!r}; it must be auto, on or off")
         if not self.theme:
             raise RenderError("render.theme is empty; name a theme (default, small, upstream) or a CSS file")
 

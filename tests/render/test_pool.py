@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from render import PageStatus, RenderError, RenderPool, RenderSettings
+from render.chromium import find_chromium
 
 SETTINGS = RenderSettings(workers=2, cache_mb=0)
 SLOW = "<div style='column-count:3'>" * 200 + "x y z " * 100
@@ -204,8 +205,6 @@ def test_missing_chromium_is_one_clear_line(monkeypatch, tmp_path):
 
 
 def test_the_order_of_the_search_for_chromium(monkeypatch, tmp_path):
-    from render.chromium import find_chromium
-
     def make(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("#!/bin/sh\n")
@@ -228,15 +227,35 @@ def test_the_order_of_the_search_for_chromium(monkeypatch, tmp_path):
     assert find_chromium(chosen) == chosen
 
 
-def test_a_chromium_that_does_not_start_fails_pages_not_the_program(tmp_path):
+def test_a_chromium_that_does_not_start_is_one_clear_line(tmp_path):
+    before = leftovers()
     broken = tmp_path / "chromium"
     broken.write_text(
         "#!/bin/sh\n[ $1 = --version ] && echo Chromium 1 && exit 0\necho missing lib >&2; exit 1\n"
     )
     broken.chmod(0o755)
-    with RenderPool(RenderSettings(workers=1, cache_mb=0, chromium=str(broken))) as pool:
-        page = pool.render(["x"])[0]
-    assert page.status is PageStatus.FAILED and "missing lib" in page.detail
+    with pytest.raises(RenderError, match=r"does not start.*missing lib"):
+        RenderPool(RenderSettings(workers=1, cache_mb=0, chromium=str(broken)))
+    assert leftovers() <= before
+
+
+def test_a_chromium_that_no_longer_starts_fails_pages_not_the_program(tmp_path):
+    lock = tmp_path / "broken"
+    wrapper = tmp_path / "chromium"
+    wrapper.write_text(
+        f'#!/bin/sh\n[ -e {lock} ] && echo gone bad >&2 && exit 1\nexec {find_chromium()} "$@"\n'
+    )
+    wrapper.chmod(0o755)
+    bystanders = set(browsers())
+    with RenderPool(RenderSettings(workers=1, cache_mb=0, chromium=str(wrapper))) as pool:
+        assert pool.render(["x"])[0].status is PageStatus.OK
+        lock.write_text("")
+        for process in set(browsers()) - bystanders:
+            process.kill()
+        page = pool.render(["y"])[0]
+        assert page.status is PageStatus.FAILED and "gone bad" in page.detail
+        lock.unlink()
+        assert pool.render(["z"])[0].status is PageStatus.OK, "and it recovers"
 
 
 def test_one_pool_serves_many_threads(pool):
@@ -254,11 +273,20 @@ def test_one_pool_serves_many_threads(pool):
         assert [page.regions[0].text for page in pages] == [f"thread {i} memory {j}" for j in range(5)]
 
 
+def test_sandbox_on_is_an_error_where_there_is_none():
+    if os.geteuid() != 0:
+        pytest.skip("only root is refused for certain")
+    with pytest.raises(RenderError, match=r"render\.sandbox on.*root"):
+        RenderPool(RenderSettings(sandbox="on"))
+    with pytest.raises(RenderError, match=r"render\.sandbox is 'maybe'"):
+        RenderSettings(sandbox="maybe")
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root has Chromium's sandbox off")
 def test_root_is_told_once_that_the_sandbox_is_off(caplog):
     from render import chromium
 
-    chromium._sandbox_flags.cache_clear()
+    chromium._say_once.cache_clear()
     with caplog.at_level("WARNING", "render"), RenderPool(SETTINGS) as pool:
         pool.render(["a", "b"])
     with RenderPool(SETTINGS) as pool:
