@@ -13,6 +13,7 @@ import fcntl
 import functools
 import logging
 import os
+import re
 import select
 import shutil
 import signal
@@ -306,7 +307,7 @@ def _last_words(stderr: Path) -> str:
     """The line of a browser's error output that says most: the last fatal one, else the last."""
     lines = stderr.read_text(errors="replace").strip().splitlines()
     fatal = [line for line in lines if ":FATAL:" in line]
-    return (fatal or lines or [""])[-1]
+    return re.sub(r"^\[[^]]*\]\s*", "", (fatal or lines or [""])[-1])[:200]
 
 
 def sweep_profiles() -> None:
