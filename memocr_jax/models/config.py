@@ -94,7 +94,7 @@ class Qwen25VLConfig:
     """A whole model. `from_dict` reads both layouts of `config.json`; `to_dict` writes the published one."""
 
     text: TextConfig = TextConfig()
-    vision: VisionConfig = VisionConfig()
+    vision: VisionConfig = VisionConfig(out_hidden_size=TextConfig.hidden_size)
     image_token_id: int = 151655
     video_token_id: int = 151656
     vision_start_token_id: int = 151652
