@@ -155,7 +155,7 @@ def headline(record: RunRecord) -> list[tuple[str, str, str]]:
             joined(
                 named("data.path", "{}"),
                 named("data.max_chunks", "at most {} chunks"),
-                named("data.chunk_tokens", "of {} tokens"),
+                named("data.chunk_tokens", "{} tokens a chunk"),
             ),
         ),
         (
@@ -201,12 +201,12 @@ def _environment(limits: ReportLimits) -> jinja2.Environment:
         return f"{whole[:keep]}\n\n[… {len(whole) - 2 * keep:,} characters left out …]\n\n{whole[-keep:]}"
 
     def lines(turn: ShownTurn, before: ShownTurn | None) -> list[tuple[str, bool]]:
-        """Lines of a draft, each with whether the draft before it lacked it."""
-        known = set(clean(before.response).splitlines()) if before else None
-        return [
-            (line, known is not None and bool(line.strip()) and line.rstrip("\n") not in known)
-            for line in clip(turn.response).splitlines(keepends=True)
-        ]
+        """Lines of a draft, each with whether it is new; a draft that keeps no line has none that stand out."""
+        shown = clip(turn.response).splitlines(keepends=True)
+        known = set(clean(before.response).splitlines()) if before else set()
+        new = [bool(line.strip()) and line.rstrip("\n") not in known for line in shown]
+        some_stay = any(line.strip() and not is_new for line, is_new in zip(shown, new, strict=True))
+        return [(line, is_new and some_stay) for line, is_new in zip(shown, new, strict=True)]
 
     def signed(value: Any) -> str:
         number = finite(value)

@@ -250,7 +250,7 @@ def test_new_lines_of_a_draft_are_marked(new_run):
     (run.root / "trajectories").mkdir()
     turns = [
         {"q": 0, "g": 0, "kind": "DRAFT", "chunk": i, "response": response}
-        for i, response in enumerate(["# A\nb\n", "# A\n\nc <i>\nb", ""])
+        for i, response in enumerate(["# A\nb\n", "# A\n\nc <i>\nb", "x\n\ny"])
     ]
     (run.root / "trajectories" / "step_000001.jsonl").write_text("\n".join(map(json.dumps, turns)))
     html = write_report(run.root).read_text()
@@ -288,7 +288,7 @@ def test_a_sample_without_a_page_says_why(new_run):
     )
     html = write_report(run.root).read_text()
     assert html.count("No page was read: EMPTY, nothing visible.") == 1
-    assert html.count('<span class="status">page EMPTY</span>') == 2
+    assert html.count('<span class="status" title="nothing visible">page EMPTY</span>') == 2
 
 
 def test_evaluation(new_run):
