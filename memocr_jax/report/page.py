@@ -201,7 +201,7 @@ def _environment(limits: ReportLimits) -> jinja2.Environment:
         return f"{whole[:keep]}\n\n[… {len(whole) - 2 * keep:,} characters left out …]\n\n{whole[-keep:]}"
 
     def lines(turn: ShownTurn, before: ShownTurn | None) -> list[tuple[str, bool]]:
-        """Lines of a draft, each with whether it is new; a draft that keeps no line has none that stand out."""
+        """Lines of a draft, each with whether it is new; where no line stays, none stands out."""
         shown = clip(turn.response).splitlines(keepends=True)
         known = set(clean(before.response).splitlines()) if before else set()
         new = [bool(line.strip()) and line.rstrip("\n") not in known for line in shown]
