@@ -81,19 +81,22 @@ class TensorFiles:
 
     def read(self, key: str, index: tuple[slice, ...] = ()) -> np.ndarray:
         """A part of a tensor (default: all) in the file's type."""
-        if not index or self._infos[key].shape == ():
+        shape = self._infos[key].shape
+        if not index or not shape:
             return self._files[key].get_tensor(key)
-        return self._files[key].get_slice(key)[index]
+        # safetensors, unlike numpy, refuses bounds beyond the end.
+        bounds = (s.indices(size) for s, size in zip(index, shape, strict=False))
+        return self._files[key].get_slice(key)[tuple(slice(start, stop) for start, stop, _ in bounds)]
 
     def read_sharded(self, key: str, sharding: jax.sharding.Sharding) -> jax.Array:
         """A tensor in the file's type on the devices of `sharding`; every part is read once."""
         parts: dict[Any, np.ndarray] = {}
 
         def part(index: tuple[slice, ...]) -> np.ndarray:
-            bounds = tuple(s.indices(n) for s, n in zip(index, self._infos[key].shape, strict=True))
-            if bounds not in parts:
-                parts[bounds] = self.read(key, tuple(slice(*b) for b in bounds))
-            return parts[bounds]
+            place = tuple((s.start, s.stop) for s in index)
+            if place not in parts:
+                parts[place] = self.read(key, index)
+            return parts[place]
 
         return jax.make_array_from_callback(self._infos[key].shape, sharding, part)
 
