@@ -73,6 +73,7 @@ FLAGS = (
 )
 _PROFILE_PREFIX = "memocr-render-"
 _SMALL_SHM_BYTES = 512 << 20
+_PIPE_BYTES = 1 << 20
 
 
 class BrowserGone(Exception):
@@ -157,6 +158,17 @@ def _say_once(message: str) -> None:
     log.warning(message)
 
 
+def _command(executable: str, max_memory_mb: int, sandbox: bool, profile: str) -> list[str]:
+    flags = [*FLAGS, f"--user-data-dir={profile}"]
+    if not sandbox:
+        flags.append("--no-sandbox")
+    if not os.path.isdir("/dev/shm") or shutil.disk_usage("/dev/shm").total < _SMALL_SHM_BYTES:
+        flags.append("--disable-dev-shm-usage")
+    # The shell sets the limit before Chromium exists and then becomes it.
+    limit = str(max_memory_mb * 1024) if max_memory_mb else "unlimited"
+    return ["/bin/sh", "-c", 'ulimit -d "$0" && exec "$@"', limit, executable, *flags]
+
+
 class Browser:
     """One running Chromium: commands out, replies in, one thread at a time."""
 
@@ -174,52 +186,49 @@ class Browser:
         self._buffer = bytearray(1 << 16)
         self.layers: dict[str, list[dict]] = {}
         """By session, the compositor layers that its page last had."""
-        self._spawn(executable, max_memory_mb, sandbox)
+        self.pid = 0
+        self._read, child_out = os.pipe()
+        child_in, self._write = os.pipe()
         try:
+            self._spawn(_command(executable, max_memory_mb, sandbox, self._profile), child_in, child_out)
             self.product = self.call("Browser.getVersion", timeout_s=start_timeout_s)["product"]
             self.call("Target.setDiscoverTargets", {"discover": True}, timeout_s=start_timeout_s)
-        except (BrowserGone, BrowserTimeout) as error:
+        except BaseException as error:
             words = _last_words(Path(self._profile, "stderr"))
             self.close()
-            raise type(error)(words or str(error)) from None
+            if isinstance(error, BrowserGone | BrowserTimeout):
+                raise type(error)(words or str(error)) from None
+            raise
 
-    def _spawn(self, executable: str, max_memory_mb: int, sandbox: bool) -> None:
-        child_in, self._write = os.pipe()
-        self._read, child_out = os.pipe()
-        for descriptor in (self._write, self._read):
-            fcntl.fcntl(descriptor, fcntl.F_SETPIPE_SZ, 1 << 20)
-        os.set_blocking(self._write, False)
-        flags = [*FLAGS, f"--user-data-dir={self._profile}"]
-        if not sandbox:
-            flags.append("--no-sandbox")
-        if not os.path.isdir("/dev/shm") or shutil.disk_usage("/dev/shm").total < _SMALL_SHM_BYTES:
-            flags.append("--disable-dev-shm-usage")
-        # The shell sets the limit before Chromium exists and then becomes it.
-        limit = str(max_memory_mb * 1024) if max_memory_mb else "unlimited"
-        command = ["/bin/sh", "-c", 'ulimit -d "$0" && exec "$@"', limit, executable, *flags]
+    def _spawn(self, command: list[str], child_in: int, child_out: int) -> None:
+        """Start the browser with descriptors 3 and 4 as the ends of the pipes; closes them here."""
+        # 3 and 4 may be in use here, even by these very pipes: lift the child's ends out of the way first.
+        high = [fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 64) for descriptor in (child_in, child_out)]
+        actions = [
+            (os.POSIX_SPAWN_DUP2, high[0], 3),
+            (os.POSIX_SPAWN_DUP2, high[1], 4),
+            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+            (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0),
+            (
+                os.POSIX_SPAWN_OPEN,
+                2,
+                f"{self._profile}/stderr",
+                os.O_WRONLY | os.O_CREAT | os.O_APPEND,
+                0o600,
+            ),
+        ]
         keep = ("PATH", "LD_LIBRARY_PATH", "FONTCONFIG_PATH", "FONTCONFIG_FILE")
         environment = {name: os.environ[name] for name in keep if name in os.environ}
         environment |= {"HOME": self._profile, "TMPDIR": self._profile, "LANG": "C.UTF-8"}
         environment |= {"DBUS_SESSION_BUS_ADDRESS": "disabled:", "DBUS_SYSTEM_BUS_ADDRESS": "disabled:"}
-        stderr = os.path.join(self._profile, "stderr")
-        actions = [
-            (os.POSIX_SPAWN_DUP2, child_in, 3),
-            (os.POSIX_SPAWN_DUP2, child_out, 4),
-            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
-            (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0),
-            (os.POSIX_SPAWN_OPEN, 2, stderr, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600),
-        ]
-        # Descriptors 3 and 4 may themselves be ends of these pipes; lift the child's ends out of the way.
-        high_in, high_out = (
-            fcntl.fcntl(child_in, fcntl.F_DUPFD_CLOEXEC, 64),
-            fcntl.fcntl(child_out, fcntl.F_DUPFD_CLOEXEC, 64),
-        )
-        actions[:2] = [(os.POSIX_SPAWN_DUP2, high_in, 3), (os.POSIX_SPAWN_DUP2, high_out, 4)]
         try:
             self.pid = os.posix_spawn(command[0], command, environment, file_actions=actions, setpgroup=0)
         finally:
-            for descriptor in (child_in, child_out, high_in, high_out):
+            for descriptor in (child_in, child_out, *high):
                 os.close(descriptor)
+        for descriptor in (self._write, self._read):
+            fcntl.fcntl(descriptor, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+        os.set_blocking(self._write, False)
 
     def call(
         self, method: str, params: dict | None = None, session: str = "", timeout_s: float = 10.0
@@ -287,25 +296,28 @@ class Browser:
 
     def kill(self) -> None:
         """Kill the browser's processes. The one method that another thread may call."""
-        if self.pid:
+        if group := self.pid:  # read once: 0 would be our own group
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.pid, signal.SIGKILL)
+                os.killpg(group, signal.SIGKILL)
 
     def close(self) -> None:
         """Kill the browser with all its processes and remove its files. May be called again."""
+        if self._read < 0:
+            return
         if self.pid:
             self.kill()
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(self.pid, 0)
-            for descriptor in (self._read, self._write):
-                os.close(descriptor)
             self.pid = 0
+        for descriptor in (self._read, self._write):
+            os.close(descriptor)
+        self._read = -1
         shutil.rmtree(self._profile, ignore_errors=True)
 
 
 def _last_words(stderr: Path) -> str:
     """The line of a browser's error output that says most: the last fatal one, else the last."""
-    lines = stderr.read_text(errors="replace").strip().splitlines()
+    lines = stderr.read_text(errors="replace").strip().splitlines() if stderr.exists() else []
     fatal = [line for line in lines if ":FATAL:" in line]
     return re.sub(r"^\[[^]]*\]\s*", "", (fatal or lines or [""])[-1])[:200]
 
