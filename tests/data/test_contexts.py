@@ -168,13 +168,13 @@ def test_cut_middle_and_split_chunks(length, limit, chunk):
 def test_real_contexts(shared_dir, name):
     """10K and 30K real tokens: lengths within 3%, evidence in, no answer in filler, places uniform."""
     tokenizer = load_tokenizer(str(shared_dir / "tokenizer" / "qwen2.5"))
-    rows = read_flashrag(str(shared_dir / "data" / f"{name}_dev.jsonl")).questions[:128]
+    rows = read_flashrag(str(shared_dir / "data" / f"{name}_dev.jsonl")).questions[:64]
     builder = ContextBuilder(
         read_pool(str(shared_dir / "data" / "pool" / f"{name}.jsonl")), tokenizer, seed=0
     )
     places = []
     for target in (10_000, 30_000):
-        for question in rows if target == 10_000 else rows[:40]:
+        for question in rows if target == 10_000 else rows[:8]:
             document = builder.build(question, target)
             assert 0.97 * target <= len(document.tokens) <= target
             assert all(sentence in document.text for sentence in question.evidence)
@@ -186,5 +186,5 @@ def test_real_contexts(shared_dir, name):
                 assert n in document.gold_positions or not finder.found_in(text, normalize(text))
             places += [place / document.num_passages for place in document.gold_positions]
     assert document.tokens.tolist() == tokenizer.encode(document.text)
-    # 10 equal parts of the document; several hundred places, so at least 15 expected in each.
+    # 10 equal parts of the document, at least 7 places expected in each (test_real_soak.py has many more).
     assert stats.chisquare(np.histogram(places, bins=10, range=(0, 1))[0]).pvalue > 0.001
