@@ -215,7 +215,13 @@ def _prompt(system: str, template: str, values: dict[str, Piece], own: str) -> P
         Special("im_start"),
     )
     tail = (Special("im_end"), Text("\n"), Special("im_start"), Text("assistant\n"))
-    prefix = _joined((*head, Text("user\n"), *before))
+    before = [*head, Text("user\n"), *before]
+    if isinstance(before[-1], Text):
+        # A space belongs to the word after it: cut before it, so that the parts are tokenised as the whole.
+        text = before.pop().text
+        kept = text.rstrip(" ")
+        before, after = [*before, Text(kept)], [Text(text[len(kept) :]), *after]
+    prefix = _joined(before)
     return Prompt(pieces=prefix + _joined((*after, *tail)), prefix_pieces=len(prefix))
 
 

@@ -121,6 +121,19 @@ def test_prompts_are_tokenised_as_the_chat_template_would(which, request, shared
     assert tokenizer.decode(prefix + suffix, skip_special=False) == expected
 
 
+@pytest.mark.parametrize(
+    "read", ["{page} Question: {question}", "{page}{question}", "{page}\n\nQ:  {question}\n"]
+)
+def test_the_cut_between_prefix_and_suffix_changes_no_token(small, qwen, read):
+    for tokenizer in (small, qwen):
+        prefix, suffix = tokenizer.encode_prompt(read_prompt("Dribil job ?", Templates(read=read)), [1])
+        after_page = prefix[prefix.index(tokenizer.vision_end_id) + 1 :]
+        text = read.removeprefix("{page}").format(question="Dribil job ?")
+        assert (after_page + suffix)[
+            : -(len(suffix) - suffix.index(tokenizer.im_end_id))
+        ] == tokenizer.encode(text)
+
+
 def test_the_prefix_of_a_draft_does_not_depend_on_the_memory(small):
     chunk = small.encode("A chunk of the document. ")
     first = small.encode_prompt(draft_prompt("Who?", chunk, ""))
