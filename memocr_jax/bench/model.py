@@ -15,6 +15,7 @@ import statistics
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -77,14 +78,14 @@ class Setting:
     dtype: str
 
 
-def make_checkpoint(directory: Path) -> None:
-    """Write the small model with random weights, made by transformers."""
+def make_checkpoint(directory: Path, config: Qwen25VLConfig = SMALL) -> None:
+    """Write a model with random weights, made by transformers."""
     import torch
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
     torch.manual_seed(0)
-    config = Qwen2_5_VLConfig.from_dict(SMALL.to_dict())
-    Qwen2_5_VLForConditionalGeneration(config).save_pretrained(directory)
+    theirs = Qwen2_5_VLConfig.from_dict(config.to_dict())
+    Qwen2_5_VLForConditionalGeneration(theirs).save_pretrained(directory)
 
 
 def make_inputs(config: Qwen25VLConfig, setting: Setting) -> dict[str, np.ndarray]:
@@ -169,9 +170,12 @@ class _TorchSide:
 
     def forward_backward_remat(self) -> float:
         self.model.train()  # transformers recomputes in training mode only
-        self.model.gradient_checkpointing_enable({"use_reentrant": False})
-        seconds = self._timed(self._step)
-        self.model.gradient_checkpointing_disable()
+        # The old names, which transformers 5 still has, so that the range of releases in setup.py works.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            self.model.gradient_checkpointing_enable({"use_reentrant": False})
+            seconds = self._timed(self._step)
+            self.model.gradient_checkpointing_disable()
         self.model.eval()
         return seconds
 
@@ -269,10 +273,12 @@ def _loss_gradient(
     def loss(params: nnx.State) -> jax.Array:
         model = nnx.merge(graphdef, params)
         hidden = model.hidden(api._embed(model, rows), rows.mrope_pos, rows.segments)
-        logp = jax.nn.log_softmax(model.head(hidden[:, :-1]))
-        logp = jnp.take_along_axis(logp, rows.tokens[:, 1:, None], axis=-1)[..., 0]
+        logits = model.head(hidden[:, :-1])
+        # Picked by comparison: the gradient of a gather would be a scatter into all logits.
+        is_target = jnp.arange(logits.shape[-1]) == rows.tokens[:, 1:, None]
+        loss = jax.nn.logsumexp(logits, axis=-1) - jnp.where(is_target, logits, 0).sum(-1)
         valid = rows.segments[:, 1:] >= 0
-        return -(logp * valid).sum() / valid.sum()
+        return (loss * valid).sum() / valid.sum()
 
     return jax.value_and_grad(loss)(params)
 
@@ -319,6 +325,19 @@ def _alternate(one: Callable[[], float], other: Callable[[], float], repeats: in
     return tuple(statistics.median(times) for times in zip(*pairs, strict=True))
 
 
+def _use_cores(count: int) -> None:
+    """Keep this process, and so both models, to `count` cores; before JAX starts its threads."""
+    import os
+
+    import torch
+
+    available = sorted(os.sched_getaffinity(0))
+    if count > len(available):
+        raise UserError(f"--cores is {count}, but there are {len(available)}")
+    os.sched_setaffinity(0, available[-count:])
+    torch.set_num_threads(count)
+
+
 def _machine(theirs: _TorchSide) -> dict[str, Any]:
     import os
 
@@ -327,7 +346,8 @@ def _machine(theirs: _TorchSide) -> dict[str, Any]:
 
     return {
         "processor": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
+        "cores": len(os.sched_getaffinity(0)),
+        "load_average": os.getloadavg()[0],
         "torch_threads": torch.get_num_threads(),
         "device": jax.devices()[0].device_kind,
         "torch_device": theirs.device,
@@ -347,6 +367,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--image-tokens", type=int, nargs=2, default=(8, 12), metavar=("HEIGHT", "WIDTH"))
     parser.add_argument("--new-tokens", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--cores", type=int, default=0, help="processor cores for both (default: all)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--out", metavar="FILE", help="write the JSON there too")
     args = parser.parse_args(argv)
@@ -356,6 +377,8 @@ def main(argv: list[str]) -> None:
         raise UserError(
             "torch is not installed; install the dev extra: pip install memocr_jax[dev]"
         ) from None
+    if args.cores:
+        _use_cores(args.cores)
     setting = Setting(
         args.rows, args.length, tuple(args.image_tokens), args.new_tokens, args.repeats, args.dtype
     )

@@ -1,0 +1,71 @@
+"""The model benchmark runs both sides on the same weights and inputs, and refuses to time a wrong model."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from memocr_jax.bench import model as bench
+from memocr_jax.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    import dataclasses
+
+    small = dataclasses.replace(
+        bench.SMALL,
+        text=dataclasses.replace(
+            bench.SMALL.text,
+            vocab_size=384,
+            hidden_size=96,
+            intermediate_size=160,
+            num_hidden_layers=2,
+            num_attention_heads=6,
+            mrope_section=(2, 3, 3),
+        ),
+        vision=dataclasses.replace(
+            bench.SMALL.vision,
+            depth=2,
+            hidden_size=64,
+            intermediate_size=112,
+            num_heads=4,
+            out_hidden_size=96,
+            fullatt_block_indexes=(1,),
+        ),
+        image_token_id=370,
+        video_token_id=371,
+        vision_start_token_id=372,
+        vision_end_token_id=373,
+        bos_token_id=374,
+        eos_token_id=375,
+    )
+    directory = tmp_path_factory.mktemp("bench")
+    bench.make_checkpoint(directory, small)
+    return directory
+
+
+def test_every_part_is_timed(checkpoint, tmp_path, capsys):
+    out = tmp_path / "result.json"
+    sizes = ["--rows", "2", "--length", "40", "--image-tokens", "3", "5", "--new-tokens", "4"]
+    bench.main(["--hf", str(checkpoint), *sizes, "--repeats", "1", "--out", str(out)])
+    result = json.loads(out.read_text())
+    assert json.loads(capsys.readouterr().out) == result
+    assert result["largest_logit_difference"] < 2e-4
+    assert set(result["results"]) == {"forward", "forward_backward", "forward_backward_remat", "decode"}
+    for times in result["results"].values():
+        assert times["torch_s"] > 0 and times["jax_s"] > 0
+        assert times["ratio"] == pytest.approx(times["torch_s"] / times["jax_s"])
+
+
+def test_a_wrong_model_is_not_timed(checkpoint, monkeypatch):
+    monkeypatch.setattr(bench._JaxSide, "logits", lambda self: 1.0)
+    setting = bench.Setting(1, 40, (3, 5), 2, 1, "float32")
+    with pytest.raises(UserError, match="nothing was timed"):
+        bench.compare(checkpoint, setting)
+
+
+def test_a_row_that_cannot_hold_its_image(checkpoint):
+    with pytest.raises(UserError, match="--length is 10; the image alone needs 17 tokens"):
+        bench.main(["--hf", str(checkpoint), "--length", "10", "--image-tokens", "3", "5"])
