@@ -45,6 +45,8 @@ MAX_DEATHS = 4
 """A memory in whose hands, alone, the browser died this often is CRASHED: several times, because a browser
 can be killed from outside. Time running out, or a fault of the page's own process, is final at once."""
 MAX_START_FAILURES = 3
+RECYCLE_PAGES = 4000
+"""A browser is replaced after so many pages: its memory grows a little with every page (docs/render.md)."""
 
 
 @dataclasses.dataclass
@@ -169,7 +171,7 @@ class RenderPool:
 
     def _work(self, browser: Browser | None) -> None:
         sheet = None
-        failures = 0
+        failures = drawn = 0
         try:
             while not self._closed:
                 jobs: list[_Job] = []
@@ -181,7 +183,14 @@ class RenderPool:
                     jobs = self._take()
                     self._draw(sheet, jobs)
                     failures = 0
-                except (BrowserGone, BrowserTimeout, ProtocolError, OSError) as error:
+                    drawn += len(jobs)
+                    if drawn >= RECYCLE_PAGES:
+                        self._drop(browser, counts=False)
+                        browser, sheet, drawn = None, None, 0
+                except Exception as error:
+                    # Whatever it was, no memory may be lost by it: a fresh browser, and each tried alone.
+                    if not isinstance(error, BrowserGone | BrowserTimeout | ProtocolError):
+                        log.exception("drawing failed unexpectedly")
                     if sheet is None:
                         failures += 1
                         if failures >= MAX_START_FAILURES:
@@ -204,10 +213,10 @@ class RenderPool:
         self._drop(browser)
         raise BrowserGone("the pool was closed")
 
-    def _drop(self, browser: Browser) -> None:
+    def _drop(self, browser: Browser, counts: bool = True) -> None:
         with self._changed:
             self._browsers.discard(browser)
-            self.restarts += not self._closed
+            self.restarts += counts and not self._closed
         browser.close()
 
     def _take(self) -> list[_Job]:

@@ -127,19 +127,15 @@ class Sheet:
     def __init__(self, browser: Browser, settings: RenderSettings, timeout_s: float = 30.0):
         """Raises what `Browser.call` raises."""
         self._browser = browser
-        self._settings = settings
+        self.settings = settings
         self._layer = ""
-        target: dict = {"url": "about:blank", "width": settings.width_px, "height": TOKEN_PX}
         try:
-            made = browser.call(
-                "Target.createTarget", target | {"enableBeginFrameControl": True}, "", timeout_s
-            )
+            self._attach({"enableBeginFrameControl": True}, timeout_s)
+            self._call("HeadlessExperimental.beginFrame", {"noDisplayUpdates": True}, timeout_s)
             self._begin_frame = True
         except ProtocolError:  # full Chromium, where frames come by themselves
-            made = browser.call("Target.createTarget", target, "", timeout_s)
+            self._attach({}, timeout_s)
             self._begin_frame = False
-        attach = {"targetId": made["targetId"], "flatten": True}
-        self._session = browser.call("Target.attachToTarget", attach, "", timeout_s)["sessionId"]
         self._call("Page.enable", {}, timeout_s)
         self._call("Emulation.setScriptExecutionDisabled", {"value": True}, timeout_s)
         self._call("Fetch.enable", {"patterns": [{"urlPattern": "*"}]}, timeout_s)
@@ -148,66 +144,84 @@ class Sheet:
         self._evaluate(LAYOUT_JS, timeout_s, await_promise=True)
         self._call("LayerTree.enable", {}, timeout_s)
 
+    def _attach(self, options: dict, timeout_s: float) -> None:
+        """Open a page of its own and a session with it."""
+        target = {"url": "about:blank"} | options
+        made = self._browser.call("Target.createTarget", target, "", timeout_s)
+        attach = {"targetId": made["targetId"], "flatten": True}
+        self._session = self._browser.call("Target.attachToTarget", attach, "", timeout_s)["sessionId"]
+
     def draw(self, fragments: Sequence[str], width_px: int, deadline: float) -> list[Drawn]:
         """Draw sanitised HTML fragments, each `width_px` wide at most, until `deadline` (monotonic seconds).
 
         Raises what `Browser` raises; then the browser must be replaced.
         """
-        self._resize(width_px, TOKEN_PX, deadline)
-        options = {
-            "width": width_px,
-            "limit": self._settings.height_limit_px,
-            "token": 1 if self._settings.viewport_height_px else TOKEN_PX,
-            "shrink": self._settings.shrink,
-            "scale": self._settings.scale,
-            "room": width_px - 2 * self._settings.margin_px,
-            "least": LEAST_ZOOM,
-        }
-        script = f"lay({json.dumps(list(fragments))},{json.dumps(options)})"
-        layout = json.loads(self._evaluate(script, _left(deadline)))
+        layout = self.lay_out(fragments, width_px, deadline)
         height = sum(page["height"] for page in layout)
         if height > MAX_SHEET_PX and len(fragments) > 1:
             half = len(fragments) // 2
-            return [
-                page
-                for part in (fragments[:half], fragments[half:])
-                for page in self.draw(part, width_px, deadline)
-            ]
+            parts = (fragments[:half], fragments[half:])
+            return [page for part in parts for page in self.draw(part, width_px, deadline)]
         pages = [np.empty((page["height"], page["width"], 3), np.uint8) for page in layout]
         witness = np.empty((1, width_px, 3), np.uint8)
-        self._resize(width_px, height + 1, deadline)
+        self.resize(width_px, height + 1, deadline)
+        self.paint(deadline)
         try:
-            png.decode_into(self._capture(deadline), [*pages, witness])
+            png.decode_into(self.replay(deadline), [*pages, witness])
         except ValueError as error:
             raise BrowserGone(f"the capture cannot be read: {error}") from None
         if (witness != (0, 255, 0)).any():
             raise PageFault("the capture came out blank: out of memory")
         return [_drawn(page, pixels) for page, pixels in zip(layout, pages, strict=True)]
 
-    def _resize(self, width_px: int, height_px: int, deadline: float) -> None:
+    def lay_out(self, fragments: Sequence[str], width_px: int, deadline: float) -> list[dict]:
+        """Put the fragments on the sheet; their places, sizes and regions in px, top to bottom."""
+        self.resize(width_px, TOKEN_PX, deadline)
+        options = {
+            "width": width_px,
+            "limit": self.settings.height_limit_px,
+            "token": 1 if self.settings.viewport_height_px else TOKEN_PX,
+            "shrink": self.settings.shrink,
+            "scale": self.settings.scale,
+            "room": width_px - 2 * self.settings.margin_px,
+            "least": LEAST_ZOOM,
+        }
+        script = f"lay({json.dumps(list(fragments))},{json.dumps(options)})"
+        return json.loads(self._evaluate(script, _left(deadline)))
+
+    def resize(self, width_px: int, height_px: int, deadline: float) -> None:
         """Make the viewport as large as the sheet: Chromium paints no further than that."""
         metrics = {"width": width_px, "height": height_px, "deviceScaleFactor": 1, "mobile": False}
         self._call("Emulation.setDeviceMetricsOverride", metrics, _left(deadline))
 
-    def _capture(self, deadline: float) -> bytes:
-        """PNG file of the whole sheet."""
-        self._paint(deadline, display=not self._layer)
+    def paint(self, deadline: float) -> None:
+        """Bring the paint record up to date. The first time this goes to the display, to learn the layer."""
+        if not self._begin_frame:
+            clip = {"x": 0, "y": 0, "width": 1, "height": 1, "scale": 1}
+            self._call("Page.captureScreenshot", {"clip": clip}, _left(deadline))
+        else:
+            frame = {"noDisplayUpdates": bool(self._layer)}
+            self._call("HeadlessExperimental.beginFrame", frame, _left(deadline))
         if not self._layer:
             self._layer = self._find_layer(deadline)
+
+    def replay(self, deadline: float) -> bytes:
+        """PNG file of the whole sheet as painted."""
         made = self._call("LayerTree.makeSnapshot", {"layerId": self._layer}, _left(deadline))
         snapshot = {"snapshotId": made["snapshotId"]}
         url = self._call("LayerTree.replaySnapshot", snapshot, _left(deadline))["dataURL"]
-        self._browser.send("LayerTree.releaseSnapshot", snapshot, self._session)
         start = len("data:image/png;base64,")
-        return binascii.a2b_base64(url[start:] if isinstance(url, str) else memoryview(url)[start:])
+        data = binascii.a2b_base64(url[start:] if isinstance(url, str) else memoryview(url)[start:])
+        self._browser.send("LayerTree.releaseSnapshot", snapshot, self._session)
+        return data
 
-    def _paint(self, deadline: float, display: bool) -> None:
-        """Bring the paint record up to date; with `display` also the list of layers."""
-        if self._begin_frame:
-            self._call("HeadlessExperimental.beginFrame", {"noDisplayUpdates": not display}, _left(deadline))
-        else:
-            clip = {"x": 0, "y": 0, "width": 1, "height": 1, "scale": 1}
-            self._call("Page.captureScreenshot", {"clip": clip}, _left(deadline))
+    def screenshot(self, deadline: float) -> bytes:
+        """PNG file of the same by way of the display compositor: only to compare with (`render.profile`)."""
+        shot = {"screenshot": {"format": "png", "optimizeForSpeed": True}}
+        while True:  # the first frames after a resize may come without an image
+            answer = self._call("HeadlessExperimental.beginFrame", shot, _left(deadline))
+            if data := answer.get("screenshotData"):
+                return bytes(data)
 
     def _find_layer(self, deadline: float) -> str:
         """Id of the one layer that the sheet is painted on."""

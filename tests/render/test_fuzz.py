@@ -147,7 +147,7 @@ def generated(count: int, url: str, seed: int = 0) -> list[str]:
     return made
 
 
-SETTINGS = RenderSettings(workers=2, cache_mb=0, timeout_s=20.0)
+SETTINGS = RenderSettings(workers=2, cache_mb=0, timeout_s=6.0)
 WITH_PIXELS = {PageStatus.OK, PageStatus.TRUNCATED, PageStatus.MISSING_GLYPHS}
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import random
+import shutil
 
 import numpy as np
 import pytest
@@ -228,3 +229,12 @@ def test_themes_and_html_mode(pool, tmp_path):
     assert (page.pixels[..., 1].astype(int) - page.pixels[..., 0] > 100).any(), "a green heading"
     left, right = flex.regions
     assert left.y == right.y and right.x > left.x + left.width + 25
+
+
+def test_full_chromium_draws_the_same(pool):
+    full = shutil.which("chromium") or shutil.which("google-chrome")
+    if full is None:
+        pytest.skip("only chromium-headless-shell is installed")
+    with RenderPool(RenderSettings(workers=1, cache_mb=0, chromium=full)) as other:
+        pages = other.render([MEMORY, "short"])
+    np.testing.assert_array_equal(pages[0].pixels, pool.render([MEMORY])[0].pixels)
