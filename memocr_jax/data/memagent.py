@@ -6,7 +6,9 @@ question), `reward_model` {ground_truth: list}, `extra_info` {index}.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import dataclasses
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from memocr_jax.data.rows import (
@@ -25,9 +27,36 @@ from memocr_jax.errors import UserError
 _BATCH_ROWS = 64  # rows of about 100 KB held at a time
 
 
+class MemAgentQuestions(Sequence[SourceQuestion]):
+    """The questions of a file. Documents are held compressed (a training file has a gigabyte of them) and are
+    unpacked when a question is asked for."""
+
+    def __init__(self, questions: Sequence[SourceQuestion], documents: Mapping[str, bytes]):
+        """`questions` without their contexts, `documents` (zlib, UTF-8) by example id."""
+        self._questions = questions
+        self._documents = documents
+
+    def __len__(self) -> int:
+        return len(self._questions)
+
+    def __getitem__(self, index: int) -> SourceQuestion:
+        question = self._questions[index]
+        context = zlib.decompress(self._documents[question.example_id]).decode()
+        return dataclasses.replace(question, context=context)
+
+
 def read_memagent(path: str, strict: bool = True, field: str = "data.path") -> Rows:
     """All questions of a parquet file. `UserError` names file, row (from 1) and column."""
-    return read_rows(path, _rows(path, field), parse_row, strict)
+    documents: dict[str, bytes] = {}
+
+    def parse(row: dict) -> SourceQuestion:
+        question = parse_row(row)
+        # The first of two rows with one id is the one that is kept.
+        documents.setdefault(question.example_id, zlib.compress(question.context.encode(), level=1))
+        return dataclasses.replace(question, context="")
+
+    rows = read_rows(path, _rows(path, field), parse, strict)
+    return Rows(MemAgentQuestions(rows.questions, documents), rows.problems)
 
 
 def parse_row(row: dict) -> SourceQuestion:

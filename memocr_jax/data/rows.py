@@ -50,7 +50,7 @@ class BadRow(Exception):
 class Rows:
     """What a file held."""
 
-    questions: tuple[SourceQuestion, ...]
+    questions: Sequence[SourceQuestion]
     problems: tuple[str, ...]
     """One line for each row that was left out: file, line, field, what is wrong."""
 

@@ -31,7 +31,8 @@ def test_rows_become_questions_with_a_context(write):
     rows = read_memagent(write([row(n) for n in range(100)])).questions
     assert len(rows) == 100
     assert rows[70].question == "Question 70?"
-    assert rows[70].context == "Document 1:\nText 70."
+    assert [question.context for question in rows] == [f"Document 1:\nText {n}." for n in range(100)]
+    assert rows[-1] == rows[99]
     assert rows[70].answers == ("answer 70",)
     assert rows[70].example_id == "memagent-70"
 
@@ -56,6 +57,7 @@ def test_a_malformed_row_is_named(write, changes, message):
     assert str(error.value).startswith(f"{path}:3: {message}")
     lenient = read_memagent(path, strict=False)
     assert len(lenient.questions) == 3 and len(lenient.problems) == 1
+    assert lenient.questions[0].context == "Document 1:\nText 0."
 
 
 def test_files_of_another_kind(tmp_path, write):
