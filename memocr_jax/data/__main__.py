@@ -102,7 +102,7 @@ def _run(job: Job) -> None:
         task = progress.add_task("prepare", total=None)
         manifest = prepare(job, lambda done, total: progress.update(task, completed=done, total=total))
     for problem in manifest["problems"][:10]:
-        console.print(f"left out: {problem}", markup=False)
+        console.print(f"left out: {problem}", markup=False, soft_wrap=True)
     if manifest["left_out"] > 10:
         console.print(f"... and {manifest['left_out'] - 10} more, all in the manifest")
     lengths = manifest["document_tokens"]
