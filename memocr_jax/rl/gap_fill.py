@@ -5,7 +5,6 @@ A window of the memory's visible text is shown with some words blanked; the read
 
 from __future__ import annotations
 
-import bisect
 import dataclasses
 import html
 import re
@@ -47,22 +46,29 @@ def make_gap_fill(
     """
     text = visible_text(memory_text, memory_format)
     words = [word.span() for word in _WORD.finditer(text) if word.group().lower() not in _UNSCORED]
-    windows = [window for window in _windows(text, window_chars) if len(_inside(words, *window)) >= blanks]
-    if not windows or blanks < 1:
+    if blanks < 1 or len(words) < blanks:
         return None
-    start, end = windows[rng.integers(len(windows))]
-    candidates = _inside(words, start, end)
+    starts, ends = _windows(text, window_chars)
+    begin, stop = np.asarray(words).T
+    # The words begin[first:last] lie inside the window.
+    first, last = np.searchsorted(begin, starts), np.searchsorted(stop, ends, side="right")
+    usable = np.flatnonzero(last - first >= blanks)
+    if not len(usable):
+        return None
+    window = rng.choice(usable)
+    candidates = words[first[window] : last[window]]
     chosen = [candidates[i] for i in sorted(rng.choice(len(candidates), size=blanks, replace=False))]
+    start, end = int(starts[window]), int(ends[window])
     parts, at = [], start
-    for first, last in chosen:
-        parts += [text[at:first], BLANK]
-        at = last
+    for word_start, word_end in chosen:
+        parts += [text[at:word_start], BLANK]
+        at = word_end
     parts.append(text[at:end])
     question = (
         f"A passage of the page is printed below with {blanks} words replaced by {BLANK}. Find the passage "
         "on the page and give the missing words in order, separated by commas.\n\n" + "".join(parts)
     )
-    return GapFill(question=question, answer=", ".join(text[first:last] for first, last in chosen))
+    return GapFill(question=question, answer=", ".join(text[i:j] for i, j in chosen))
 
 
 def visible_text(memory_text: str, memory_format: Mode = "markdown") -> str:
@@ -70,21 +76,12 @@ def visible_text(memory_text: str, memory_format: Mode = "markdown") -> str:
     return " ".join(html.unescape(_TAG.sub(" ", to_html(memory_text, memory_format))).split())
 
 
-def _windows(text: str, window_chars: int) -> list[tuple[int, int]]:
-    """All windows (start, end) that begin and end at words; the last ones reach the end of the text."""
-    starts = [match.start() for match in re.finditer(r"\S+", text)]
-    last = max(0, len(text) - window_chars)  # a later start would only shorten the window
-    return [(start, _end(text, start + window_chars)) for start in starts if start <= last or start == 0]
-
-
-def _end(text: str, limit: int) -> int:
-    if limit >= len(text) or text[limit] == " ":
-        return min(limit, len(text))
-    return max(text.rfind(" ", 0, limit), 0)
-
-
-def _inside(words: list[tuple[int, int]], start: int, end: int) -> list[tuple[int, int]]:
-    """The words that lie in text[start:end], of `words` in order."""
-    first = bisect.bisect_left(words, start, key=lambda word: word[0])
-    last = bisect.bisect_right(words, end, key=lambda word: word[1])
-    return words[first:last]
+def _windows(text: str, window_chars: int) -> tuple[np.ndarray, np.ndarray]:
+    """Starts and ends of all windows, at words (one space apart); the last ones reach the end of the text."""
+    spaces = np.asarray([i for i, char in enumerate(text) if char == " "], dtype=np.int64)
+    starts = np.concatenate([[0], spaces + 1])
+    # A start later than len - window_chars would only shorten the window.
+    starts = starts[(starts <= len(text) - window_chars) | (starts == 0)]
+    ends = np.concatenate([spaces, [len(text)]])
+    limits = np.searchsorted(ends, starts + window_chars, side="right") - 1
+    return starts, ends[np.maximum(limits, 0)]
