@@ -21,10 +21,10 @@ ROOMS = [
     # Settings are a part of the configuration, kept beside the code that they set.
     (1, "base", ("data.settings", "data.vocabulary")),
     (2, "config", ("config", "sharding", "sampling")),
+    # Inside packages: commands, tools that build what is shipped, and the comparison with PyTorch.
+    (6, "commands", ("data.__main__", "data.build_tokenizer", "report.__main__", "bench.*", "models.check")),
     (3, "models", ("models", "models.*", "images")),
     (3, "text", ("tokenizer",)),
-    # Tools that build what the packages ship, and commands inside packages.
-    (6, "commands", ("data.__main__", "data.build_tokenizer", "report.__main__", "bench.*")),
     (4, "data", ("data", "data.*")),
     # The checkpoint holds the learner's state, optimiser included, so it sits beside rl.
     (5, "engine", ("generate", "rows", "rl", "rl.*", "checkpoint")),

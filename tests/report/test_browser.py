@@ -138,5 +138,5 @@ def test_two_hundred_turns_open_quickly(new_run, open_report):
     page.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
     unfolded = time.monotonic()
     assert page.locator(".read").count() + page.locator("details.draft").count() == 216
-    assert opened - started < 5 and unfolded - opened < 5
+    assert opened - started < 8 and unfolded - opened < 8  # about 1 s each on two idle cores
     assert page.complaints == []
