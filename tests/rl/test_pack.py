@@ -1,0 +1,72 @@
+"""Turns to packed rows."""
+
+import numpy as np
+
+from memocr_jax.rl.pack import Packing, WeightedTurn, pack_turns
+from memocr_jax.types import Completion, Stop, Turn, TurnKind
+
+
+def turn(prefix, suffix, tokens, advantage=1.0, image=None, kind=TurnKind.DRAFT):
+    as_ids = lambda x: np.array(x, np.int32)  # noqa: E731
+    completion = Completion(as_ids(tokens), -np.arange(1, len(tokens) + 1, dtype=np.float32), Stop.EOS)
+    return WeightedTurn(Turn(0, 0, kind, as_ids(prefix), as_ids(suffix), image, completion), advantage)
+
+
+def packing(small_model, **options):
+    values = {"max_row_tokens": 64, "rows": 2, "length_multiple": 8, "window_multiple": 1, **options}
+    return Packing(small_model.config, **values)
+
+
+def test_worked_by_hand(small_model):
+    """Prefix 10 11 12; sibling 1: suffix 20, sampled 30 7; sibling 2: suffix 21 22, sampled 7."""
+    minibatch = pack_turns(
+        [turn([10, 11, 12], [20], [30, 7], 0.5), turn([10, 11, 12], [21, 22], [7], -2.0)],
+        packing(small_model),
+    )
+    (batch,) = minibatch.batches
+    assert (minibatch.tokens, minibatch.sequences, minibatch.longest) == (3, 2, 2)
+    # index           0   1   2   3   4   5  6   7   8
+    row = [10, 11, 12, 20, 30, 7, 21, 22, 7]
+    assert batch.tokens[0, :9].tolist() == row
+    assert batch.segments[0, :9].tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    # Both siblings continue the prefix: their positions start at 3.
+    assert batch.mrope_pos[0, 0, :9].tolist() == [0, 1, 2, 3, 4, 5, 3, 4, 5]
+    # 30 was sampled at the logits of 20 (index 3), the first 7 at those of 30 (4), the other at those of 22 (7).
+    assert batch.predict_pos[0, :3].tolist() == [3, 4, 7]
+    assert batch.target[0, :3].tolist() == [30, 7, 7]
+    assert batch.sequence[0, :3].tolist() == [0, 0, 1]
+    assert batch.advantage[0, :3].tolist() == [0.5, 0.5, -2.0]
+    assert batch.sampler_logp[0, :3].tolist() == [-1, -2, -1]
+    assert batch.loss_mask[0].tolist() == [True] * 3 + [False] * (batch.loss_mask.shape[1] - 3)
+    # The second row of the micro-batch is padding, and so is the rest of the first.
+    assert (batch.segments[1] == -1).all() and not batch.loss_mask[1].any()
+    assert (batch.segments[0, 9:] == -1).all()
+    assert batch.vision is None
+
+
+def test_a_sampled_padding_id_is_trained_all_the_same(small_model):
+    (batch,) = pack_turns([turn([10], [20], [0, 0, 7])], packing(small_model)).batches
+    assert batch.loss_mask[0, :3].all() and batch.target[0, :3].tolist() == [0, 0, 7]
+
+
+def test_pages_of_equal_size_do_not_share_a_row(small_model):
+    prefix = [202, 200, 200, 203]
+    one, other = np.zeros((28, 56, 3), np.uint8), np.full((28, 56, 3), 255, np.uint8)
+    turns = [turn(prefix, [20], [7], image=image, kind=TurnKind.QA) for image in (one, other, one)]
+    (batch,) = pack_turns(turns, packing(small_model)).batches
+    siblings = batch.segments.max(axis=1).tolist()
+    assert sorted(siblings) == [1, 2]  # the two readings of `one` share, `other` is alone
+    # Every image token names a feature slot of its own row's image.
+    slots = batch.image_slots[batch.image_slots >= 0].reshape(2, 2)
+    per_row = batch.vision.valid.shape[1] * batch.vision.valid.shape[2] // 4
+    assert (slots // per_row).tolist() == [[0, 0], [1, 1]]
+
+
+def test_a_long_group_is_split_and_loses_nothing(small_model):
+    turns = [turn(range(10, 20), [20 + i], [30 + i] * 5) for i in range(7)]
+    for limit, rows in ((10 + 6 * 7, 1), (10 + 6 * 3, 3), (1, 7)):
+        minibatch = pack_turns(turns, packing(small_model, max_row_tokens=limit, rows=1))
+        assert len(minibatch.batches) == rows
+        targets = sorted(int(t) for b in minibatch.batches for t in b.target[b.loss_mask])
+        assert targets == sorted(30 + i for i in range(7) for _ in range(5))
+        assert minibatch.tokens == 35
