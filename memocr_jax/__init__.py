@@ -4,33 +4,15 @@
 `python -m memocr_jax.train`, `.evaluate`, `.convert` and `.bench`.
 """
 
-import sys
-from types import ModuleType
 from typing import Any
 
 __all__ = ["from_pretrained", "generate", "logits"]
 
 
-class _Package(ModuleType):
-    """The package, with the public functions loaded at first use: `import memocr_jax` imports no JAX."""
-
-    def __getattr__(self, name: str) -> Any:
-        if name in __all__:
-            from memocr_jax import api
-
-            return getattr(api, name)
-        raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
-
-    @property
-    def generate(self) -> Any:
-        """The function. A property, because importing the submodule of this name sets the attribute too."""
+def __getattr__(name: str) -> Any:
+    """The public functions, loaded at first use: `import memocr_jax` imports no JAX."""
+    if name in __all__:
         from memocr_jax import api
 
-        return api.generate
-
-    @generate.setter
-    def generate(self, submodule: ModuleType) -> None:
-        pass  # it stays importable: sys.modules holds it
-
-
-sys.modules[__name__].__class__ = _Package
+        return getattr(api, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

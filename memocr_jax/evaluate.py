@@ -61,6 +61,8 @@ def evaluate(config: Config, checkpoint: str | None = None) -> dict[str, Any]:
     console = Console(highlight=False)
     system = build_system(config)
     examples = load_examples(config.data, system.tokenizer, "validation")
+    for problem in examples.problems:
+        console.print(f"left out: {problem}", soft_wrap=True)
     examples = [examples[i] for i in range(min(config.eval.questions or len(examples), len(examples)))]
     run_dir = Path(checkpoint or config.run.dir)
     step = 0

@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import (
@@ -18,6 +19,9 @@ from rich.progress import (
 )
 
 from memocr_jax.config import Config
+
+if TYPE_CHECKING:
+    from memocr_jax.data.loader import Examples
 
 
 class TrainProgress:
@@ -53,7 +57,13 @@ class TrainProgress:
         self._progress.update(self._task, stage=f"{name} {done}/{total}")
 
     def start(
-        self, config: Config, run_dir: Path, parameters: int, examples: int, step: int, moved: Path | None
+        self,
+        config: Config,
+        run_dir: Path,
+        parameters: int,
+        examples: Examples,
+        step: int,
+        moved: Path | None,
     ) -> None:
         say = self._progress.console.print
         if moved:
@@ -61,10 +71,12 @@ class TrainProgress:
         rl = config.rl
         say(
             f"{config.model.path}: {parameters / 1e6:,.2f}M parameters, {config.model.init} weights; "
-            f"{config.data.source} data, {examples:,} questions; "
+            f"{config.data.source} data, {len(examples):,} questions; "
             f"a step is {rl.questions_per_step} questions x {rl.group_size} memories",
             soft_wrap=True,
         )
+        for problem in examples.problems:
+            say(f"left out: {problem}", soft_wrap=True)
         if step:
             say(f"continuing {run_dir} after step {step}")
         self._progress.update(self._task, completed=step, stage="compiling the first step")

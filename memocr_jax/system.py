@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from memocr_jax.config import Config
+from memocr_jax.engine import Engine
 from memocr_jax.errors import UserError
-from memocr_jax.generate import Engine
 from memocr_jax.metrics import Stopwatch
 from memocr_jax.models.config import Qwen25VLConfig
 from memocr_jax.models.hf_weights import load_params

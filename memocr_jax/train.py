@@ -63,7 +63,7 @@ def train(config: Config) -> int:
             state = TrainState(**checkpoints.restore(newest, **target), step=meta.step, updates=meta.updates)
         parameters = parameter_count(initial)
         del initial  # the reference policy, where one is needed, is the learner's
-        progress.start(config, run_dir, parameters, len(examples), state.step, moved)
+        progress.start(config, run_dir, parameters, examples, state.step, moved)
         log = run_directory.RunLog(run_dir, config, system.tokenizer, state.step)
         write_about(run_dir, model_parameters=parameters)
 

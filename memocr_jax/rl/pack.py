@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from memocr_jax.buckets import batches, bucket
-from memocr_jax.generate import image_grid, image_rows, most_windows
+from memocr_jax.engine import image_grid, image_rows, most_windows
 from memocr_jax.models.config import Qwen25VLConfig
 from memocr_jax.rows import PackedRows
 from memocr_jax.types import TrainBatch, Turn

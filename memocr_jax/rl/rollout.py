@@ -14,7 +14,7 @@ import numpy as np
 from flax import nnx
 
 from memocr_jax.config import AgentConfig, SamplingConfig
-from memocr_jax.generate import Engine, PromptGroup
+from memocr_jax.engine import Engine, PromptGroup
 from memocr_jax.metrics import Stopwatch
 from memocr_jax.prompts import DEFAULT_TEMPLATES, Templates, draft_prompt, read_prompt
 from memocr_jax.rl.gap_fill import GapFill, make_gap_fill

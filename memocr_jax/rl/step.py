@@ -6,7 +6,7 @@ keeps a Markdown memory; the memory is drawn as a page; the model answers by loo
     draft -> render -> read (three ways) -> score -> advantages -> pack -> update
 
 Left out of this file on purpose: progress, logging and checkpoints (`train.py`), how tokens are sampled
-(`generate.py`) and how the gradient is computed (`update.py`).
+(`engine.py`) and how the gradient is computed (`update.py`).
 """
 
 from __future__ import annotations

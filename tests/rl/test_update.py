@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from memocr_jax.config import EngineConfig, MeshConfig, OptimizerConfig, RLConfig, SamplingConfig
-from memocr_jax.generate import Engine, PromptGroup
+from memocr_jax.engine import Engine, PromptGroup
 from memocr_jax.metrics import Stopwatch
 from memocr_jax.rl.pack import Packing, WeightedTurn, pack_turns
 from memocr_jax.rl.update import Learner

@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from memocr_jax.config import EngineConfig, MeshConfig, SamplingConfig
-from memocr_jax.generate import Engine, PromptGroup, image_grid, image_rows
+from memocr_jax.engine import Engine, PromptGroup, image_grid, image_rows
 from memocr_jax.images import num_windows
 from memocr_jax.rng import row_key
 from memocr_jax.rows import PackedRows
