@@ -284,6 +284,7 @@ def _generate(
     )
     last = jnp.take_along_axis(hidden, lengths[:, None, None] - 1, axis=1)[:, 0]
     following = rows.mrope_pos.max((0, 2)) + 1
+    layers = model.decoder_layers() if jax.default_backend() == "cpu" else None
     eos = jnp.array(eos_ids, jnp.int32)
 
     def take(state, row_logits):
@@ -302,7 +303,7 @@ def _generate(
         cache, state = carry
         token = jax.lax.dynamic_index_in_dim(state[0], state[3] - 1, 1)
         positions = jnp.broadcast_to(following[:, None] + state[3] - 1, (3, batch, 1))
-        row_logits, cache = model.decode(token, positions, cache)
+        row_logits, cache = model.decode(token, positions, cache, layers)
         return cache, take(state, row_logits[:, 0])
 
     empty = (

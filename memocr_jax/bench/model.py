@@ -303,10 +303,11 @@ def _prefill(graphdef: Any, length: int, new_tokens: int, params: nnx.State, row
 
 def _decode(graphdef: Any, new_tokens: int, params: nnx.State, state: Any) -> Any:
     model = nnx.merge(graphdef, params)
+    layers = model.decoder_layers() if jax.default_backend() == "cpu" else None
 
     def one(state: Any, _: None) -> tuple[Any, None]:
         token, position, cache = state
-        logits, cache = model.decode(token, jnp.broadcast_to(position, (3, *position.shape)), cache)
+        logits, cache = model.decode(token, jnp.broadcast_to(position, (3, *position.shape)), cache, layers)
         return (logits.argmax(-1).astype(jnp.int32), position + 1, cache), None
 
     return jax.lax.scan(one, state, None, length=new_tokens)[0][0]

@@ -96,6 +96,13 @@ class SwiGLU(nnx.Module):
         return self.down_proj(jax.nn.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
+def unstack(stack: nnx.Module) -> list[nnx.Module]:
+    """The layers of a stack as modules of their own, in order: a copy of every parameter."""
+    graphdef, params = nnx.split(stack)
+    count = jax.tree.leaves(params)[0].shape[0]
+    return [nnx.merge(graphdef, jax.tree.map(lambda x, i=i: x[i], params)) for i in range(count)]
+
+
 def scan_layers(
     stack: nnx.Module, step: Callable[..., tuple[Any, Any]], carry: Any, xs: Any = None, *, remat: Remat
 ) -> tuple[Any, Any]:

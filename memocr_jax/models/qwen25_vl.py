@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -13,8 +14,8 @@ from jaxtyping import Array, Float, Int32
 from memocr_jax.models.attention import Implementation
 from memocr_jax.models.cache import DecodeCache
 from memocr_jax.models.config import Qwen25VLConfig
-from memocr_jax.models.layers import Maker, Remat, matmul_t
-from memocr_jax.models.text import TextModel
+from memocr_jax.models.layers import Maker, Remat, matmul_t, unstack
+from memocr_jax.models.text import DecoderLayer, TextModel
 from memocr_jax.models.vision import VisionModel
 from memocr_jax.sharding import constrain_batch
 from memocr_jax.types import VisionBatch
@@ -93,12 +94,23 @@ class Qwen25VL(nnx.Module):
         return matmul_t(hidden, table[...].astype(hidden.dtype), jnp.float32)
 
     def decode(
-        self, tokens: Int32[Array, "Q K"], mrope_pos: Int32[Array, "3 Q K"], cache: DecodeCache
+        self,
+        tokens: Int32[Array, "Q K"],
+        mrope_pos: Int32[Array, "3 Q K"],
+        cache: DecodeCache,
+        layers: Sequence[DecoderLayer] | None = None,
     ) -> tuple[Float[Array, "Q K V"], DecodeCache]:
-        """Logits after one new token per sibling, and the cache that holds it at slot `suffix_len`."""
+        """Logits after one new token per sibling, and the cache that holds it at slot `suffix_len`.
+
+        On a CPU, pass `layers = model.decoder_layers()`, made once before the loop over tokens.
+        """
         x = constrain_batch(self.embed(tokens), self.mesh)
-        x, cache = self.language_model.decode(x, mrope_pos, cache)
+        x, cache = self.language_model.decode(x, mrope_pos, cache, layers)
         return self.head(x), cache
+
+    def decoder_layers(self) -> list[DecoderLayer]:
+        """The decoder's layers unstacked: a second copy of their weights that decoding reads in place."""
+        return unstack(self.language_model.layers)
 
 
 def abstract_model(config: Qwen25VLConfig, **options: Any) -> tuple[nnx.GraphDef, nnx.State]:
