@@ -71,7 +71,7 @@ class TrainProgress:
         rl = config.rl
         say(
             f"{config.model.path}: {parameters / 1e6:,.2f}M parameters, {config.model.init} weights; "
-            f"{config.data.source} data, {len(examples):,} questions; "
+            f"{config.data.source}: {len(examples):,} questions; "
             f"a step is {rl.questions_per_step} questions x {rl.group_size} memories",
             soft_wrap=True,
         )

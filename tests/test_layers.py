@@ -27,7 +27,7 @@ ROOMS = [
     (3, "text", ("tokenizer",)),
     (4, "data", ("data", "data.*")),
     # The checkpoint holds the learner's state, optimiser included, so it sits beside rl.
-    (5, "engine", ("generate", "rows", "rl", "rl.*", "checkpoint")),
+    (5, "engine", ("engine", "rows", "rl", "rl.*", "checkpoint")),
     (5, "report", ("report", "report.*")),
 ]
 COMMANDS = (6, "commands")
