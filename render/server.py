@@ -1,7 +1,7 @@
 """`python -m render.server`: the renderer over HTTP, for upstream's clients and for `render.client`.
 
     POST /render   {"content": "...", "format": "png|jpeg|webp|page", "mode": "markdown|html",
-                    "width_px": 784, "budget_tokens": 512}     only content is required
+                    "width_px": 728, "budget_tokens": 512}     only content is required
     GET  /health   GET /metrics (Prometheus)
 
 An image comes with X-Page-Status and the like; a memory without a page is a 4xx with {"status", "detail"}.

@@ -19,7 +19,7 @@ class RenderSettings:
 
     theme: str = "default"
     """Name of a shipped theme (default, small, upstream) or path of a CSS file."""
-    width_px: int = 784
+    width_px: int = 728
     """Width of the page. Multiples of 28 waste no visual token."""
     scale: float = 1.0
     """Zoom of the content within the page: 2 draws everything twice as large on the same width."""
