@@ -65,7 +65,7 @@ class Chart:
 
 def nice_ticks(low: float, high: float, count: int = 4) -> list[float]:
     """About `count` round numbers (1, 2, 2.5 or 5 times a power of ten apart) that enclose [low, high]."""
-    if high - low <= 1e-9 * max(abs(low), abs(high)):  # flat, or as good as flat in floating point
+    if high - low <= max(1e-9 * max(abs(low), abs(high)), 1e-300):  # flat, or as good as flat
         pad = abs(low) * 0.5 or 0.5
         low, high = low - pad, high + pad
     raw = (high - low) / count

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from memocr_jax.errors import UserError
+from memocr_jax.report.values import whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +83,7 @@ def read_run(run_dir: Path) -> RunRecord:
     lines, skipped = read_json_lines(run_dir / "metrics.jsonl")
     if skipped:
         notes.append(f"metrics.jsonl: {skipped} unreadable line{'s' if skipped > 1 else ''} left out")
-    by_step = {int(line["step"]): line for line in lines if isinstance(line.get("step"), int)}
+    by_step = {step: line for line in lines if (step := whole(line.get("step"))) is not None}
     turn_files = {}
     for path in sorted((run_dir / "trajectories").glob("step_*.jsonl")):
         digits = path.stem.removeprefix("step_")

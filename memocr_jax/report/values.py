@@ -18,16 +18,20 @@ def texts(value: Any) -> tuple[str, ...]:
     return tuple(map(text, value)) if isinstance(value, list) else (text(value),)
 
 
+LARGEST = 1e300
+"""Numbers beyond cannot be drawn: the difference of two may be infinite."""
+
+
 def finite(value: Any) -> float | None:
-    """A JSON value as a finite number, or None when it is not one."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    """A JSON value as a number that can be drawn, or None when it is none."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not -LARGEST < value < LARGEST:
         return None
     return float(value)
 
 
 def whole(value: Any) -> int | None:
-    """A JSON value as an integer, or None when it is not one."""
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
+    """A JSON value as an integer of a size that counts something, or None when it is none."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63 else None
 
 
 def short(value: float | None) -> str:
