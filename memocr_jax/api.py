@@ -85,8 +85,8 @@ def logits(
         UserError: ids, mask, images and grids that do not fit together; video inputs.
     """
     _refuse(ignored)
-    rows = _pack(model.config, model.mesh, input_ids, attention_mask, pixel_values, image_grid_thw)
-    out = _forward(*nnx.split(model), rows)
+    rows = pack_inputs(model.config, model.mesh, input_ids, attention_mask, pixel_values, image_grid_thw)
+    out = forward(*nnx.split(model), rows)
     return np.asarray(out)[: input_ids.shape[0], : input_ids.shape[1]]
 
 
@@ -131,7 +131,7 @@ def generate(
     # Prompts start at slot 0: the cache's valid slots come first.
     ids, lengths = _left_aligned(input_ids, attention_mask)
     mask = np.arange(ids.shape[1]) < lengths[:, None]
-    rows = _pack(model.config, model.mesh, ids, mask, pixel_values, image_grid_thw)
+    rows = pack_inputs(model.config, model.mesh, ids, mask, pixel_values, image_grid_thw)
     padded = np.ones(rows.tokens.shape[0], np.int32)
     padded[: len(lengths)] = lengths
     keys = np.zeros((len(padded), 2), np.uint32)
@@ -153,10 +153,10 @@ class Rows(NamedTuple):
     vision: VisionBatch | None
 
 
-def _pack(
+def pack_inputs(
     config: Qwen25VLConfig, mesh: Mesh | None, input_ids: Any, mask: Any, pixel_values: Any, grid_thw: Any
 ) -> Rows:
-    """Check the processor's arrays and lay them out, padded to bucketed sizes."""
+    """Check the processor's arrays and lay them out, padded to bucketed sizes; see `logits`."""
     ids = np.asarray(input_ids)
     if ids.ndim != 2 or not np.issubdtype(ids.dtype, np.integer):
         raise UserError(f"input_ids is {ids.dtype}{list(ids.shape)}; it must be integers [batch, length]")
@@ -245,15 +245,17 @@ def _refuse(arguments: dict[str, Any]) -> None:
             )
 
 
-def _embed(model: Qwen25VL, rows: Rows) -> Array:
+def embed_rows(model: Qwen25VL, rows: Rows) -> Float[Array, "B L D"]:
+    """Input embeddings of `pack_inputs`' rows, image features in their places."""
     features = None if rows.vision is None else model.encode_images(rows.vision)
     return model.embed(rows.tokens, rows.image_slots, features)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _forward(graphdef: Any, params: nnx.State, rows: Rows) -> Float[Array, "B L V"]:
+def forward(graphdef: Any, params: nnx.State, rows: Rows) -> Float[Array, "B L V"]:
+    """Logits of `pack_inputs`' rows, on the device."""
     model = nnx.merge(graphdef, params)
-    return model.head(model.hidden(_embed(model, rows), rows.mrope_pos, rows.segments))
+    return model.head(model.hidden(embed_rows(model, rows), rows.mrope_pos, rows.segments))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 5, 6, 7))
@@ -269,7 +271,7 @@ def _generate(
 ) -> tuple[Int32[Array, "B T"], Int32[Array, "B"]]:
     """Sampled tokens and how many of each row count."""
     model = nnx.merge(graphdef, params)
-    hidden, (k, v) = model.hidden(_embed(model, rows), rows.mrope_pos, rows.segments, return_kv=True)
+    hidden, (k, v) = model.hidden(embed_rows(model, rows), rows.mrope_pos, rows.segments, return_kv=True)
     batch, slots = rows.tokens.shape
     # A group of one sibling per row, whose whole prompt is the prefix.
     cache = cache_from_packed(

@@ -230,8 +230,8 @@ class _JaxSide:
         }
         self.params = load_params(directory, config, mesh, dtype)
         arrays = (inputs[k] for k in ("input_ids", "attention_mask", "pixel_values", "image_grid_thw"))
-        self.rows = jax.device_put(api._pack(config, None, *arrays))
-        self._forward = functools.partial(api._forward, graphs["none"])
+        self.rows = jax.device_put(api.pack_inputs(config, None, *arrays))
+        self._logits = functools.partial(api.forward, graphs["none"])
         # The last gradients' memory is given back for the next ones, as in a training loop: on a CPU, fresh
         # memory costs more than the copies.
         self._step = {
@@ -245,10 +245,10 @@ class _JaxSide:
         self._decode = jax.jit(functools.partial(_decode, graphs["none"], setting.new_tokens))
 
     def logits(self) -> np.ndarray:
-        return np.asarray(self._forward(self.params, self.rows))[:, : self.setting.length]
+        return np.asarray(self._logits(self.params, self.rows))[:, : self.setting.length]
 
     def forward(self) -> float:
-        return _timed(self._forward, self.params, self.rows)
+        return _timed(self._logits, self.params, self.rows)
 
     def forward_backward(self) -> float:
         return self._timed_step("dots")
@@ -272,7 +272,7 @@ def _loss_gradient(
 ) -> tuple[jax.Array, nnx.State]:
     def loss(params: nnx.State) -> jax.Array:
         model = nnx.merge(graphdef, params)
-        hidden = model.hidden(api._embed(model, rows), rows.mrope_pos, rows.segments)
+        hidden = model.hidden(api.embed_rows(model, rows), rows.mrope_pos, rows.segments)
         logits = model.head(hidden[:, :-1])
         # Picked by comparison: the gradient of a gather would be a scatter into all logits.
         is_target = jnp.arange(logits.shape[-1]) == rows.tokens[:, 1:, None]
@@ -285,7 +285,7 @@ def _loss_gradient(
 
 def _prefill(graphdef: Any, length: int, new_tokens: int, params: nnx.State, rows: api.Rows) -> Any:
     model = nnx.merge(graphdef, params)
-    hidden, (k, v) = model.hidden(api._embed(model, rows), rows.mrope_pos, rows.segments, return_kv=True)
+    hidden, (k, v) = model.hidden(api.embed_rows(model, rows), rows.mrope_pos, rows.segments, return_kv=True)
     batch, slots = rows.tokens.shape
     cache = cache_from_packed(
         k,

@@ -33,6 +33,8 @@ _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 @dataclasses.dataclass(frozen=True)
 class TensorInfo:
+    """Name, type and shape of a tensor in a file."""
+
     key: str
     dtype: np.dtype
     shape: tuple[int, ...]

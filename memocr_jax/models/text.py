@@ -45,6 +45,8 @@ class Attention(nnx.Module):
 
 
 class DecoderLayer(nnx.Module):
+    """Attention and SwiGLU, each after a norm and added to its input."""
+
     def __init__(self, config: TextConfig, make: Maker):
         self.input_layernorm = RMSNorm(make, config.rms_norm_eps, embed=config.hidden_size)
         self.self_attn = Attention(config, make)

@@ -42,6 +42,8 @@ class PatchEmbed(nnx.Module):
 
 
 class VisionAttention(nnx.Module):
+    """The fused projection to queries, keys and values, and the one back."""
+
     def __init__(self, config: VisionConfig, make: Maker):
         width = {"vision_embed": config.hidden_size}
         self.qkv = Linear(make, width, {"vision_qkv": 3 * config.hidden_size}, bias=True)
@@ -50,6 +52,8 @@ class VisionAttention(nnx.Module):
 
 
 class VisionBlock(nnx.Module):
+    """Attention and SwiGLU, each after a norm and added to its input."""
+
     def __init__(self, config: VisionConfig, make: Maker):
         self.norm1 = RMSNorm(make, config.rms_norm_eps, vision_embed=config.hidden_size)
         self.attn = VisionAttention(config, make)

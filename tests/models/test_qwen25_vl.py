@@ -89,7 +89,7 @@ def test_logits_hidden_states_and_gradients_equal_transformers(name, references,
     graphdef, _ = abstract_model(config, dtype=jnp.float32)
     params = load_params(reference.directory, config, mesh)
     arguments = {k: v for k, v in batch.items() if k != "mm_token_type_ids"}
-    rows = api._pack(
+    rows = api.pack_inputs(
         config,
         mesh,
         *(arguments[k] for k in ("input_ids", "attention_mask")),
