@@ -129,9 +129,12 @@ def test_no_venv_module_and_no_way_to_get_it(fresh, tmp_path_factory):
     assert not (fresh / ".venv").exists()
 
 
-def test_no_network(fresh):
+def test_no_network(fresh, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("path")
+    path = path_with(folder)
+    (folder / "bin" / "python3").symlink_to(Path(sys.executable).resolve())
     # pip is told to use no index, and so gets neither uv nor the packages: the same as offline, but quick.
-    done = bash("launch/local.sh", root=fresh, env={"PATH": "/usr/bin:/bin", "PIP_NO_INDEX": "1"})
+    done = bash("launch/local.sh", root=fresh, env={"PATH": path, "PIP_NO_INDEX": "1"})
     assert done.returncode == 1
     last = done.stderr.splitlines()[-1]
     assert last.startswith("error: the packages could not be installed; last line: ")
