@@ -58,6 +58,12 @@ _NEGATIVE = re.compile(r"(?:^|[\s,(])-\s*[\d.]")
 # A page has no window: these would measure the whole sheet.
 _WINDOW_UNIT = re.compile(r"\d(?:[sld]?v(?:w|h|i|b|min|max))\b")
 _LENGTH = re.compile(r"^[\d.]+(?:e[+-]?\d+)?(?:[a-z]+|%)$")
+_FONT = re.compile(r"^([a-z0-9\s-]*?\b)?([\d.]+(?:px|pt|em|rem|%))(\s*/\s*[\d.]+[a-z%]*)?\s+(\D.*)$")
+_FAMILIES = {
+    "page-mono": ("mono", "courier", "consol", "menlo", "code"),
+    "page-sans": ("sans",),
+    "page-serif": ("serif", "times", "georgia", "garamond", "palatino", "cambria", "book"),
+}
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ufdd0-\ufdef\ufffe\uffff]")
 _FENCED = re.compile(r"^\s*(`{3,}|~{3,})[ \t]*(?:markdown|md|html)[ \t]*\n(.*?)\n?\s*\1\s*$", re.S | re.I)
 _IMAGE = re.compile(r'<img src="[^"]*" alt="([^"]*)"(?: title="[^"]*")? />')
@@ -151,8 +157,27 @@ def safe_style(style: str) -> str | None:
         if not functions <= _FUNCTIONS or _NEGATIVE.search(value) or _WINDOW_UNIT.search(value):
             continue
         if name == "font-size" and _LENGTH.match(value):
-            value = f"min({value}, {MAX_FONT_PX}px)"
-        if name == "font" and re.search(r"\d{3,}|e", value):
-            continue  # the shorthand hides a size that cannot be capped in place
+            value = _capped(value)
+        elif name == "font-family":
+            value = _shipped_family(value)
+        elif name == "font":
+            shorthand = _FONT.match(value)
+            if shorthand is None:
+                continue
+            before, size, line_height, family = shorthand.groups(default="")
+            value = f"{before}{_capped(size)}{line_height} {_shipped_family(family)}"
         kept.append(f"{name}:{value}")
     return ";".join(kept) or None
+
+
+def _capped(size: str) -> str:
+    return f"min({size}, {MAX_FONT_PX}px)"
+
+
+def _shipped_family(families: str) -> str:
+    """The shipped family nearest to the ones asked for: system fonts differ between machines."""
+    first = families.partition(",")[0]
+    for family, names in _FAMILIES.items():
+        if any(name in first for name in names):
+            return f"{family}, page-any"
+    return "page-sans, page-any"

@@ -15,7 +15,8 @@ from render.settings import RenderSettings
 
 THEMES = Path(__file__).with_name("themes")
 
-# (family, file, weight, style). `page-any` stands behind the other two: what bold or mono lack, regular has.
+# (family, file, weight, style): DejaVu, and STIX as the serif face (as wide as Times). `page-any` stands
+# behind the others: what bold, mono or serif lack, the regular face has.
 FACES = (
     ("page-sans", "DejaVuSans.ttf", "400", "normal"),
     ("page-sans", "DejaVuSans-Bold.ttf", "700", "normal"),
@@ -23,8 +24,10 @@ FACES = (
     ("page-sans", "DejaVuSans-BoldOblique.ttf", "700", "italic"),
     ("page-mono", "DejaVuSansMono.ttf", "400", "normal"),
     ("page-mono", "DejaVuSansMono-Bold.ttf", "700", "normal"),
-    ("page-serif", "DejaVuSerif.ttf", "400", "normal"),
-    ("page-serif", "DejaVuSerif-Bold.ttf", "700", "normal"),
+    ("page-serif", "STIXGeneral.ttf", "400", "normal"),
+    ("page-serif", "STIXGeneralBol.ttf", "700", "normal"),
+    ("page-serif", "STIXGeneralItalic.ttf", "400", "italic"),
+    ("page-serif", "STIXGeneralBolIta.ttf", "700", "italic"),
     ("page-any", "DejaVuSans.ttf", "1 1000", "normal"),
 )
 
@@ -99,7 +102,7 @@ def font_digest(file: str) -> str:
 
 @functools.cache
 def font_css() -> str:
-    """The @font-face rules with the fonts inside, as data URLs (about 5 MB; loaded once per browser)."""
+    """The @font-face rules with the fonts inside, as data URLs (some megabytes, loaded once per browser)."""
     rules = []
     for family, file, weight, style in FACES:
         data = base64.b64encode((font_folder() / file).read_bytes()).decode()

@@ -121,7 +121,15 @@ def test_any_style_keeps_only_harmless_declarations(style):
 def test_font_sizes_are_capped():
     assert safe_style("font-size:1e6px") == "font-size:min(1e6px, 400px)"
     assert safe_style("font-size:large") == "font-size:large"
-    assert safe_style("font:bold 1000000px x") is None
+    assert safe_style("font: bold 1000000px x") == "font:bold min(1000000px, 400px) page-sans, page-any"
+    assert safe_style("font:inherit") is None
+
+
+def test_font_families_become_shipped_ones():
+    assert safe_style("font-family: 'Courier New', serif") == "font-family:page-mono, page-any"
+    assert safe_style("font-family: Georgia, serif") == "font-family:page-serif, page-any"
+    assert safe_style("font-family: Arial, serif") == "font-family:page-sans, page-any"
+    assert safe_style("font:italic 12pt/1.5 times") == "font:italic min(12pt, 400px)/1.5 page-serif, page-any"
 
 
 def test_a_fenced_memory_counts_as_its_content():
