@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ from memocr_jax.metrics import Stopwatch
 from memocr_jax.models.config import Qwen25VLConfig
 from memocr_jax.models.hf_weights import load_params
 from memocr_jax.models.qwen25_vl import abstract_model, init_params
+from memocr_jax.models.safetensors_dir import TensorFiles
 from memocr_jax.prompts import Templates, load_templates
 from memocr_jax.rl.pack import Packing
 from memocr_jax.rl.rollout import Agent
@@ -74,7 +76,7 @@ class System:
 def build_system(config: Config) -> System:
     """Load the tokenizer and lay out the model; no weights are read yet. Raises UserError."""
     tokenizer = load_tokenizer(config.tokenizer.path)
-    model = Qwen25VLConfig.from_file(config.model.path)
+    model = _model_config(config)
     _require_matching(model, tokenizer, config)
     mesh = make_mesh(config.mesh)
     graphdef, abstract = abstract_model(model, dtype=jnp.dtype(config.model.dtype), mesh=mesh)
@@ -110,6 +112,23 @@ def build_learner(system: System, initial: nnx.State, stopwatch: Stopwatch) -> L
 
 def parameter_count(params: nnx.State) -> int:
     return sum(x.size for x in jax.tree.leaves(params))
+
+
+def _model_config(config: Config) -> Qwen25VLConfig:
+    """Read model.path's config.json, and see that the weights are there before anything else is started."""
+    path = Path(config.model.path)
+    if not path.exists():
+        raise UserError(
+            f"model.path is {str(path)!r}, which does not exist; name a Hugging Face directory, or a "
+            "config.json with model.init: random"
+        )
+    if config.model.init == "pretrained":
+        try:
+            with TensorFiles(path):
+                pass
+        except UserError as error:
+            raise UserError(f"model.path: {error}; for random weights set model.init to random") from error
+    return Qwen25VLConfig.from_file(path)
 
 
 def _require_matching(model: Qwen25VLConfig, tokenizer: Tokenizer, config: Config) -> None:

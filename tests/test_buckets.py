@@ -8,7 +8,16 @@ from memocr_jax.buckets import batches, bucket
 
 def test_sizes():
     # 64 * {1, 2, 3, 4, 6, 8, 12, ...}
-    assert [bucket(n, 64) for n in (0, 64, 65, 129, 193, 257, 385, 513)] == [64, 64, 128, 192, 256, 384, 512, 768]
+    assert [bucket(n, 64) for n in (0, 64, 65, 129, 193, 257, 385, 513)] == [
+        64,
+        64,
+        128,
+        192,
+        256,
+        384,
+        512,
+        768,
+    ]
 
 
 @given(st.integers(0, 10**6), st.integers(1, 1000))

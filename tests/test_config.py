@@ -73,7 +73,10 @@ def test_scientific_notation_without_a_dot_is_a_number(tmp_path):
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ({"rl": {"questions_per_step": 8, "minibatch_questions": 3}}, ["rl.minibatch_questions", "3", "is 2"]),
+        (
+            {"rl": {"questions_per_step": 8, "minibatch_questions": 3}},
+            ["rl.minibatch_questions", "3", "is 2"],
+        ),
         ({"rl": {"group_size": 1}}, ["rl.group_size", "1", "2"]),
         ({"mesh": {"fsdp": 4}, "engine": {"groups": 6}}, ["micro_batch_rows", "4"]),
         (

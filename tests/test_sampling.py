@@ -80,7 +80,9 @@ def test_a_row_draws_the_same_whatever_its_neighbours_and_its_place():
     sampling = SamplingConfig(top_p=0.9)
     together = np.asarray(draw(logits, sampling, keys, 5)[0])
     order = rng.permutation(6)
-    np.testing.assert_array_equal(np.asarray(draw(logits[order], sampling, keys[order], 5)[0]), together[order])
+    np.testing.assert_array_equal(
+        np.asarray(draw(logits[order], sampling, keys[order], 5)[0]), together[order]
+    )
     alone = [int(draw(logits[i : i + 1], sampling, keys[i : i + 1], 5)[0][0]) for i in range(6)]
     assert alone == together.tolist()
 

@@ -31,7 +31,7 @@ def test_worked_by_hand(small_model):
     assert batch.segments[0, :9].tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
     # Both siblings continue the prefix: their positions start at 3.
     assert batch.mrope_pos[0, 0, :9].tolist() == [0, 1, 2, 3, 4, 5, 3, 4, 5]
-    # 30 was sampled at the logits of 20 (index 3), the first 7 at those of 30 (4), the other at those of 22 (7).
+    # 30 was sampled at the logits of 20 (index 3), the 7s at those of 30 (4) and 22 (7).
     assert batch.predict_pos[0, :3].tolist() == [3, 4, 7]
     assert batch.target[0, :3].tolist() == [30, 7, 7]
     assert batch.sequence[0, :3].tolist() == [0, 0, 1]
