@@ -8,6 +8,9 @@ import html
 import re
 import unicodedata
 
+import comrak
+import nh3
+
 from render.types import Mode
 
 
@@ -107,20 +110,22 @@ _BLANK = frozenset("\u115f\u1160\u2800\u3164\uffa0\u034f\u17b4\u17b5") | frozens
 
 def markdown_html(text: str) -> str:
     """HTML of Markdown (CommonMark, tables, strikethrough), not sanitised."""
-    # cmark: linear time on every input, 30 times as fast as the parsers written in Python.
-    import cmarkgfm
-    from cmarkgfm.cmark import Options
-
-    flags = Options.CMARK_OPT_UNSAFE | Options.CMARK_OPT_STRIKETHROUGH_DOUBLE_TILDE  # sanitised afterwards
-    parsed = cmarkgfm.markdown_to_html_with_extensions(text, flags, ["table", "strikethrough"])
+    # comrak (Rust): linear time on every input and 40 times as fast as the parsers written in Python.
+    extensions, rendering = _comrak_options()
+    parsed = comrak.render_markdown(text, extension_options=extensions, render_options=rendering)
     # An image cannot be fetched; its description is what the memory says.
     return _IMAGE.sub(lambda image: f"[{image.group(1)}]" if image.group(1) else "", parsed)
 
 
+def _comrak_options() -> tuple[comrak.ExtensionOptions, comrak.RenderOptions]:
+    extensions, rendering = comrak.ExtensionOptions(), comrak.RenderOptions()
+    extensions.table = extensions.strikethrough = True
+    rendering.unsafe_ = True  # raw HTML passes here and is sanitised afterwards
+    return extensions, rendering
+
+
 @functools.cache
 def _sanitiser():
-    import nh3
-
     return nh3.Cleaner(
         tags=set(ELEMENTS),
         clean_content_tags=set(DROPPED_WITH_TEXT),
