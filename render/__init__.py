@@ -5,8 +5,9 @@
         pages = pool.render(["# Amsterdam", "born in **1923**"])
 
 `settings`, `types`, `errors` import nothing heavy; `markdown` sanitises, `theme` styles, `chromium` finds
-and starts the browser, `sheet` draws many memories at once, `pool` does so with several browsers, `cache`
-keeps pages, `views` fits them to a budget of visual tokens; `server`, `client` and `bench` go over HTTP.
+and starts the browser (over `cbor`), `sheet` draws many memories at once (read back by `png`), `pool` does so
+with several browsers, `cache` keeps pages, `views` fits them to a budget of visual tokens; `server` and
+`client` go over HTTP (pages as `codec` writes them); `bench` and `profile` measure. See docs/render.md.
 """
 
 from __future__ import annotations
