@@ -18,7 +18,7 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -78,6 +78,14 @@ class Setting:
     dtype: str
 
 
+class Times(NamedTuple):
+    """Of one run, in seconds."""
+
+    wall: float
+    processor: float
+    """Of all threads together; on one core the wall time, had nobody else used the machine."""
+
+
 def make_checkpoint(directory: Path, config: Qwen25VLConfig = SMALL) -> None:
     """Write a model with random weights, made by transformers."""
     import torch
@@ -128,9 +136,16 @@ def compare(directory: Path, setting: Setting) -> dict[str, Any]:
         raise UserError(f"logits differ by {difference:.2e} (limit {limit}); nothing was timed")
     results = {}
     for name in ("forward", "forward_backward", "forward_backward_remat", "decode"):
-        torch_s, jax_s = _alternate(getattr(theirs, name), getattr(ours, name), setting.repeats)
-        results[name] = {"torch_s": torch_s, "jax_s": jax_s, "ratio": torch_s / jax_s}
-        print(f"{name}: torch {torch_s:.3f} s, jax {jax_s:.3f} s", file=sys.stderr, flush=True)
+        torch, our = _alternate(getattr(theirs, name), getattr(ours, name), setting.repeats)
+        results[name] = {
+            "torch_s": torch.wall,
+            "jax_s": our.wall,
+            "ratio": torch.wall / our.wall,
+            "torch_processor_s": torch.processor,
+            "jax_processor_s": our.processor,
+            "processor_ratio": torch.processor / our.processor,
+        }
+        print(f"{name}: torch {torch}, jax {our}", file=sys.stderr, flush=True)
     results["decode"]["tokens_per_s"] = setting.rows * setting.new_tokens / results["decode"]["jax_s"]
     return {
         "what": "transformers (torch) against memocr_jax; ratio above 1: memocr_jax is faster",
@@ -161,23 +176,23 @@ class _TorchSide:
         with self.torch.no_grad():
             return self.model(**self.inputs, use_cache=False).logits.float().cpu().numpy()
 
-    def forward(self) -> float:
+    def forward(self) -> Times:
         with self.torch.no_grad():
             return self._timed(lambda: self.model(**self.inputs, use_cache=False).logits)
 
-    def forward_backward(self) -> float:
+    def forward_backward(self) -> Times:
         return self._timed(self._step)
 
-    def forward_backward_remat(self) -> float:
+    def forward_backward_remat(self) -> Times:
         self.model.train()  # transformers recomputes in training mode only
         # The old names, which transformers 5 still has, so that the range of releases in setup.py works.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
-            seconds = self._timed(self._step)
+            times = self._timed(self._step)
             self.model.gradient_checkpointing_disable()
         self.model.eval()
-        return seconds
+        return times
 
     def _step(self) -> None:
         logits = self.model(**self.inputs, use_cache=False).logits.float()
@@ -186,7 +201,7 @@ class _TorchSide:
         self.model.zero_grad()
         loss.backward()
 
-    def decode(self) -> float:
+    def decode(self) -> Times:
         """Greedy decoding after the prefill, which is not timed."""
         with self.torch.no_grad():
             out = self.model(**self.inputs, use_cache=True)
@@ -209,12 +224,13 @@ class _TorchSide:
 
             return self._timed(loop)
 
-    def _timed(self, run: Callable[[], Any]) -> float:
-        start = time.perf_counter()
-        run()
-        if self.device == "cuda":
-            self.torch.cuda.synchronize()
-        return time.perf_counter() - start
+    def _timed(self, run: Callable[[], Any]) -> Times:
+        def finished() -> None:
+            run()
+            if self.device == "cuda":
+                self.torch.cuda.synchronize()
+
+        return _timed(finished)
 
 
 class _JaxSide:
@@ -247,24 +263,25 @@ class _JaxSide:
     def logits(self) -> np.ndarray:
         return np.asarray(self._logits(self.params, self.rows))[:, : self.setting.length]
 
-    def forward(self) -> float:
-        return _timed(self._logits, self.params, self.rows)
+    def forward(self) -> Times:
+        return _timed(lambda: jax.block_until_ready(self._logits(self.params, self.rows)))
 
-    def forward_backward(self) -> float:
+    def forward_backward(self) -> Times:
         return self._timed_step("dots")
 
-    def forward_backward_remat(self) -> float:
+    def forward_backward_remat(self) -> Times:
         return self._timed_step("full")
 
-    def _timed_step(self, remat: str) -> float:
-        start = time.perf_counter()
-        loss, self._gradients = self._step[remat](self.params, self.rows, self._gradients)
-        jax.block_until_ready((loss, self._gradients))
-        return time.perf_counter() - start
+    def _timed_step(self, remat: str) -> Times:
+        def run() -> None:
+            loss, self._gradients = self._step[remat](self.params, self.rows, self._gradients)
+            jax.block_until_ready((loss, self._gradients))
 
-    def decode(self) -> float:
+        return _timed(run)
+
+    def decode(self) -> Times:
         state = jax.block_until_ready(self._prefill(self.params, self.rows))
-        return _timed(self._decode, self.params, state)
+        return _timed(lambda: jax.block_until_ready(self._decode(self.params, state)))
 
 
 def _loss_gradient(
@@ -313,17 +330,20 @@ def _decode(graphdef: Any, new_tokens: int, params: nnx.State, state: Any) -> An
     return jax.lax.scan(one, state, None, length=new_tokens)[0][0]
 
 
-def _timed(run: Callable[..., Any], *args: Any) -> float:
-    start = time.perf_counter()
-    jax.block_until_ready(run(*args))
-    return time.perf_counter() - start
+def _timed(run: Callable[[], Any]) -> Times:
+    wall, processor = time.perf_counter(), time.process_time()
+    run()
+    return Times(time.perf_counter() - wall, time.process_time() - processor)
 
 
-def _alternate(one: Callable[[], float], other: Callable[[], float], repeats: int) -> tuple[float, float]:
+def _alternate(one: Callable[[], Times], other: Callable[[], Times], repeats: int) -> tuple[Times, Times]:
     """Medians of two timed functions that take turns, after one untimed run of each."""
     one(), other()
     pairs = [(one(), other()) for _ in range(repeats)]
-    return tuple(statistics.median(times) for times in zip(*pairs, strict=True))
+    return tuple(
+        Times(*(statistics.median(values) for values in zip(*times, strict=True)))
+        for times in zip(*pairs, strict=True)
+    )
 
 
 def _use_cores(count: int) -> None:

@@ -19,8 +19,14 @@ Implementation = Literal["xla"]
 MASKED = -0.7 * float(jnp.finfo(jnp.float32).max)
 """Score of an invisible key: finite, so a query that sees nothing (padding) gives a number, not NaN."""
 
-QUERY_CHUNK = 512
-"""Queries whose scores exist at once in the XLA path; [heads, L, L] never does."""
+
+def default_query_chunk(length: int) -> int:
+    """Queries whose scores exist at once in the XLA path; [heads, L, L] never does.
+
+    Short rows: few enough that scores stay in a processor's cache (512 -> 128 made a forward pass over 512
+    tokens 9% faster on one core). Long rows: few chunks, which are unrolled.
+    """
+    return 128 if length <= 2048 else 512
 
 
 def visible(
@@ -43,7 +49,7 @@ def packed(
     segments: Int32[Array, "B L"],
     *,
     implementation: Implementation = "xla",
-    query_chunk: int = QUERY_CHUNK,
+    query_chunk: int | None = None,
 ) -> Float[Array, "B L heads dim"]:
     """Attention within packed rows: prefix 0, siblings >= 1, padding -1 (see `visible`).
 
@@ -52,6 +58,7 @@ def packed(
     if implementation != "xla":
         raise ValueError(f"attention implementation {implementation!r} is not one of: xla")
     length = q.shape[1]
+    query_chunk = query_chunk or default_query_chunk(length)
     outputs = []
     for start in range(0, length, query_chunk):
         end = min(start + query_chunk, length)
@@ -68,12 +75,13 @@ def bidirectional(
     valid: Bool[Array, "B L"],
     *,
     implementation: Implementation = "xla",
-    query_chunk: int = QUERY_CHUNK,
+    query_chunk: int | None = None,
 ) -> Float[Array, "B L heads dim"]:
     """Every query sees every valid key of its row."""
     if implementation != "xla":
         raise ValueError(f"attention implementation {implementation!r} is not one of: xla")
     length = q.shape[1]
+    query_chunk = query_chunk or default_query_chunk(length)
     mask = valid[:, None, :]
     chunks = [_attend(q[:, s : s + query_chunk], k, v, mask) for s in range(0, length, query_chunk)]
     return chunks[0] if len(chunks) == 1 else jnp.concatenate(chunks, axis=1)
