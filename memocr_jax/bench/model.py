@@ -408,7 +408,7 @@ def main(argv: list[str]) -> None:
         if not args.hf:
             make_checkpoint(directory)
         result = compare(directory, setting)
-    text = json.dumps({"command": " ".join(["python -m memocr_jax.bench model", *argv]), **result}, indent=2)
+    text = json.dumps({"arguments": {k: v for k, v in vars(args).items() if k != "out"}, **result}, indent=2)
     print(text)
     if args.out:
         Path(args.out).write_text(text + "\n", encoding="utf-8")
