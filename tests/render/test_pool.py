@@ -35,8 +35,10 @@ def browsers(parent=None):
     return found
 
 
-def leftovers():
-    return {path.name for path in Path(tempfile.gettempdir()).glob("memocr-render-*")}
+def leftovers(pid=None):
+    """Names of the browser files of a process (default: this one)."""
+    pattern = f"memocr-render-{pid or os.getpid()}-*"
+    return {path.name for path in Path(tempfile.gettempdir()).glob(pattern)}
 
 
 def test_order_is_kept_and_equal_memories_are_drawn_once():
@@ -174,7 +176,6 @@ def gone(processes, within_s=10.0):
 
 @pytest.mark.parametrize("end", ["sys.exit(0)", "raise RuntimeError('x')", "time.sleep(60)"])
 def test_interpreter_exit_leaves_nothing(end):
-    before = leftovers()
     script = SCRIPT.format(slow=SLOW, end=end)
     child = subprocess.Popen(
         [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
@@ -185,11 +186,10 @@ def test_interpreter_exit_leaves_nothing(end):
         child.send_signal(signal.SIGINT)
     child.wait(timeout=30)
     assert gone(started)
-    assert leftovers() <= before
+    assert not leftovers(child.pid)
 
 
 def test_sigkill_leaves_no_browser_and_its_files_go_with_the_next_pool():
-    before = leftovers()
     script = SCRIPT.format(slow="y", end="time.sleep(60)")
     child = subprocess.Popen(
         [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
@@ -200,8 +200,9 @@ def test_sigkill_leaves_no_browser_and_its_files_go_with_the_next_pool():
     child.kill()
     child.wait()
     assert gone(started), "Chromium ends when its pipe closes"
+    assert leftovers(child.pid)
     RenderPool(SETTINGS).close()
-    assert leftovers() <= before
+    assert not leftovers(child.pid)
 
 
 def test_missing_chromium_is_one_clear_line(monkeypatch, tmp_path):
