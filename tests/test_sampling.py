@@ -27,7 +27,7 @@ def sorted_mask(logits, top_k, top_p):
     kept = order[: top_k or len(order)]
     probs = np.exp(logits[kept] - logits[kept].max())
     probs /= probs.sum()
-    enough = np.flatnonzero(np.cumsum(probs) >= top_p - 1e-7)
+    enough = np.flatnonzero(np.cumsum(probs) >= top_p - 1e-7) if top_p < 1 else []
     kept = kept[: enough[0] + 1] if len(enough) else kept
     mask = np.zeros(len(logits), bool)
     mask[kept] = True
