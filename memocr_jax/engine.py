@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -87,7 +86,6 @@ class Engine:
         self.eos_ids = tuple(eos_ids)
         self.sampled_tokens = 0
         """Completion tokens sampled since the engine was made."""
-        self.seconds = 0.0
         self._start = jax.jit(
             functools.partial(_start, graphdef, self.eos_ids),
             static_argnames=("prefix_slots", "suffix_slots", "max_new_tokens", "sampling"),
@@ -110,7 +108,6 @@ class Engine:
 
         A completion ends with a stop token (kept) or at `max_new_tokens`.
         """
-        started = time.perf_counter()
         # Similar lengths share a batch, so that padding is small; results go back in the caller's order.
         order = sorted(range(len(groups)), key=lambda i: (len(groups[i].suffixes), len(groups[i].prefix)))
         results: list[list[Completion]] = [[] for _ in groups]
@@ -123,7 +120,6 @@ class Engine:
             done += len(indices)
             progress(done, len(groups))
         self.sampled_tokens += sum(len(c.tokens) for group in results for c in group)
-        self.seconds += time.perf_counter() - started
         return results
 
     def _complete(

@@ -17,7 +17,7 @@ from memocr_jax.models.qwen25_vl import abstract_model
 from memocr_jax.sharding import param_shardings
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "models"
-# Parameters as the published index files count them (metadata.total_size / 2 bytes).
+# Numbers of parameters: those of these configurations, to be compared with the published files when at hand.
 PARAMETERS = {"3b": 3_754_622_976, "7b": 8_292_166_656, "32b": 33_452_718_336, "72b": 73_410_777_344}
 # data, fsdp, tensor: a host of 8, a slice of 32, and pods.
 MESHES = {
