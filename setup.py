@@ -1,5 +1,7 @@
 """Packaging of memocr_jax. The ranges below are the ones the tests have passed with."""
 
+from pathlib import Path
+
 from setuptools import find_packages, setup
 
 MODEL = [
@@ -60,8 +62,8 @@ TEST = [
 setup(
     name="memocr_jax",
     version="0.1.0",
-    description="MemOCR (arXiv 2601.21468) in JAX: long documents read through a memory that is drawn as a page",
-    long_description=open("README.md", encoding="utf-8").read(),
+    description="MemOCR (arXiv 2601.21468) in JAX: long documents read through a memory drawn as a page",
+    long_description=Path("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     license_files=["LICENSE"],
