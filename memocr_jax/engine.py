@@ -24,7 +24,7 @@ from memocr_jax.models.cache import DecodeCache, cache_from_packed
 from memocr_jax.models.config import Qwen25VLConfig
 from memocr_jax.rows import PackedRows
 from memocr_jax.sampling import sample_tokens
-from memocr_jax.sharding import batch_sharding, batch_shards
+from memocr_jax.sharding import batch_shards, put_batch
 from memocr_jax.types import Completion, Stop, VisionBatch
 
 
@@ -126,7 +126,7 @@ class Engine:
         self, groups: list[PromptGroup], max_new_tokens: int, sampling: SamplingConfig, params: nnx.State
     ) -> list[list[Completion]]:
         prompts, prefix_slots, suffix_slots = self._pack(groups)
-        prompts = jax.device_put(prompts, batch_sharding(self.mesh))
+        prompts = put_batch(prompts, self.mesh)
         state = self._start(
             params,
             prompts,

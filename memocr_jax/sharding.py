@@ -108,6 +108,18 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(BATCH))
 
 
+def put_batch(tree: Any, mesh: Mesh) -> Any:
+    """Host arrays on the devices of `mesh`, leading axis split (`batch_sharding`).
+
+    With several processes every one passes its own rows, equally many, and the global batch is all of them
+    in the order of the mesh.
+    """
+    sharding = batch_sharding(mesh)
+    if mesh.is_multi_process:
+        return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), tree)
+    return jax.device_put(tree, sharding)
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """A copy on every device."""
     return NamedSharding(mesh, PartitionSpec())

@@ -17,7 +17,7 @@ from memocr_jax.config import OptimizerConfig, RLConfig
 from memocr_jax.metrics import Stopwatch
 from memocr_jax.rl.loss import Denominators, aggregate, clipped_policy_loss, kl_estimate
 from memocr_jax.rl.pack import MiniBatch, Packing
-from memocr_jax.sharding import batch_sharding, replicated
+from memocr_jax.sharding import put_batch, replicated
 from memocr_jax.types import TrainBatch
 
 
@@ -161,7 +161,7 @@ class Learner:
         self, state: TrainState, minibatches: Sequence[MiniBatch]
     ) -> tuple[TrainState, dict[str, float]]:
         on_device = [
-            [jax.device_put(batch, batch_sharding(self._mesh)) for batch in m.batches] for m in minibatches
+            [put_batch(batch, self._mesh) for batch in m.batches] for m in minibatches
         ]
         first = len(minibatches) == 1
         prepared = [
