@@ -160,9 +160,7 @@ class Learner:
     def _update(
         self, state: TrainState, minibatches: Sequence[MiniBatch]
     ) -> tuple[TrainState, dict[str, float]]:
-        on_device = [
-            [put_batch(batch, self._mesh) for batch in m.batches] for m in minibatches
-        ]
+        on_device = [[put_batch(batch, self._mesh) for batch in m.batches] for m in minibatches]
         first = len(minibatches) == 1
         prepared = [
             [
