@@ -99,13 +99,15 @@ class Agent:
         samples: int,
         sampling: SamplingConfig,
         label: str | int,
+        start: Sequence[str] = (),
     ) -> list[Memory]:
         """Read every document chunk by chunk; `samples` memories for each question, ordered by (q, g).
 
         At each chunk a question's samples are one group: they share description, question and article, and
-        differ in the memory so far.
+        differ in the memory so far. `start` are the memories that the questions begin with, default none.
         """
-        texts = {(q, g): "" for q in range(len(examples)) for g in range(samples)}
+        start = start or [""] * len(examples)
+        texts = {(q, g): start[q] for q in range(len(examples)) for g in range(samples)}
         drafts: dict[tuple[int, int], list[Turn]] = {key: [] for key in texts}
         for chunk in range(max((len(e.chunks) for e in examples), default=0)):
             questions = [q for q, example in enumerate(examples) if chunk < len(example.chunks)]
