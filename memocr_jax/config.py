@@ -96,6 +96,10 @@ class EngineConfig:
     """An image's attention windows (112 x 112 px) are padded to a few numbers, the smallest being this."""
     decode_segment: int = 64
     """Tokens between two looks at which rows have finished."""
+    tensor: int = 1
+    """Devices of a process that share one layer while sampling; the others hold copies."""
+    devices: int = 0
+    """Devices of each process that only sample, the others only train; 0 means that all do both."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,6 +108,10 @@ class RLConfig:
     """G, memories sampled for a question."""
     questions_per_step: int = 64
     """Q, questions of a step."""
+    waves: int = 2
+    """Parts in which a step's questions are sampled: one part's pages are drawn while another is drafted."""
+    staleness: Literal[0, 1] = 0
+    """1: a step's samples come from the weights before the last update, so that both go on at once."""
     minibatch_questions: int = 16
     """Questions of one optimiser update; a step makes questions_per_step / minibatch_questions of them."""
     weight_std: float = 1.0
@@ -126,6 +134,30 @@ class RLConfig:
     """Estimator of that KL (Schulman, 2020); k3 is the paper's "low variance"."""
     aggregation: Literal["token_mean", "sequence_mean", "constant_length"] = "token_mean"
     """How token losses become one number: constant_length is Dr. GRPO (arXiv 2503.20783)."""
+    ratio: Literal["token", "sequence"] = "token"
+    """What is clipped: each token's probability ratio (PPO), or the turn's, normalised by its length (GSPO,
+    arXiv 2507.18071)."""
+    old_logp: Literal["recomputed", "sampler"] = "recomputed"
+    """Log-probabilities that the ratio is taken to: those of the parameters the step's updates start from,
+    computed again by the learner, or those that the sampler gave (saves a forward pass)."""
+    tis_cap: float = 0.0
+    """Truncated importance sampling (Ionides 2008; V-trace's rho, arXiv 1802.01561): a token weighs
+    min(old / sampler, cap), which corrects for a sampler that is not the learner's policy; 0 means off, else
+    at least 1, such as 2.0."""
+    staleness: Literal[0, 1] = 0
+    """Steps by which the policy that samples may lag behind the one that learns."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LoraConfig:
+    rank: int = 16
+    """Rank r of the adapters (arXiv 2106.09685); used with train.trainable lora."""
+    alpha: float = 32.0
+    """Adapters add alpha / rank * B A x."""
+    targets: tuple[
+        Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"], ...
+    ] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    """Linear maps of every decoder layer that get one."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,6 +177,8 @@ class OptimizerConfig:
 class TrainConfig:
     steps: int = 1000
     """Steps of the whole run, resumed parts included."""
+    trainable: Literal["all", "decoder", "lora"] = "all"
+    """What is trained: every parameter; all but the vision tower; or adapters (section lora) alone."""
     max_row_tokens: int = 32768
     """Longest packed row [prefix | siblings]; a group that is longer is split over several rows."""
     length_multiple: int = 1024
@@ -166,11 +200,50 @@ class MeshConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class ProcessesConfig:
+    launcher: Literal["none", "flags", "slurm", "tpu_vm", "gke_tpu", "jobset", "mpi"] = "none"
+    """Who started this process and tells it of the others: none (it is alone), the three fields below, or the
+    environment that srun, a TPU VM, GKE, JobSet or mpirun gives."""
+    coordinator: str = ""
+    """host:port of process 0 (launcher flags)."""
+    count: int = 1
+    """Processes of this job (launcher flags)."""
+    index: int = 0
+    """Which of them this is, from 0 (launcher flags)."""
+
+
+@dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
     every_steps: int = 20
     """Steps between checkpoints; the last step is always kept."""
     keep: int = 3
     """Newest checkpoints that are kept."""
+    keep_best: int = 1
+    """Checkpoints that are kept for the best accuracy in validation."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ValidationConfig:
+    """Reading the validation questions during training; `eval` is the evaluation of a finished run."""
+
+    every_steps: int = 10
+    """Steps between two validations; 0 means none."""
+    questions: int = 32
+    """Questions of the validation split; 0 means all."""
+    budgets: tuple[int, ...] = (512, 64, 16)
+    """Visual tokens at which every page is read; the best checkpoint has the best mean accuracy over them."""
+    samples: int = 4
+    """Memories, each with its answers, per question."""
+    temperature: float = 1.0
+    top_p: float = 0.7
+
+
+@dataclasses.dataclass(frozen=True)
+class HealthConfig:
+    max_skipped_updates: int = 5
+    """Updates in a row that may be skipped for a gradient that is not finite, before the run stops."""
+    max_failed_pages: float = 0.5
+    """Share of a step's memories whose page may fail to be drawn, before the run stops."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,16 +258,49 @@ class LogConfig:
     """Log to this Weights & Biases project too (needs the wandb extra)."""
 
 
+Method = Literal["visual memory", "visual without layout", "text memory", "raw history"]
+"""How a question is answered in an evaluation (arXiv 2601.21468, section 5): from the memory's page; from a
+page of the same memory in one font size; from the memory's first tokens as text; from the document itself."""
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalSet:
+    """One column of the evaluation's table: a data set at a length."""
+
+    name: str = ""
+    """The data set's name in results and tables."""
+    length: str = ""
+    """The length's name there, such as 10k."""
+    data: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Fields of `data` that are other than in the `data` section, such as {validation_path: FILE}."""
+
+
 @dataclasses.dataclass(frozen=True)
 class EvalConfig:
     budgets: tuple[int, ...] = (1024, 512, 256, 128, 64, 32, 16, 8)
-    """Visual tokens at which every page is read."""
+    """Visual tokens at which every page is read; for a text memory, its tokens."""
+    methods: tuple[Method, ...] = ("visual memory",)
+    """What is compared; all but raw history share one draft."""
+    sets: tuple[EvalSet, ...] = ()
+    """Data sets and lengths; empty means the validation questions of `data`."""
     questions: int = 128
-    """Questions of the validation split; 0 means all."""
+    """Questions of each set, the first ones; 0 means all."""
     samples: int = 1
     """Memories, each with its answers, per question."""
     temperature: float = 1.0
+    """0 means greedy."""
     top_p: float = 0.7
+    raw_max_tokens: int = 0
+    """Longest document, in tokens, that raw history gives to the model; a longer one loses its middle.
+    0 means as much as the model's positions allow."""
+    wave_questions: int = 0
+    """Questions that are worked on together; what an interruption can cost. 0 means engine.groups."""
+    bootstrap: int = 1000
+    """Resamplings of the questions for the 95 % confidence intervals; 0 means none."""
+    report_questions: int = 60
+    """Questions of each set that report.html shows with their pages; 0 means all."""
+    report_mb: int = 40
+    """Size of all pages in report.html together, in MiB; later ones are left out and counted."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,9 +316,13 @@ class Config:
     render: RenderSettings = dataclasses.field(default_factory=RenderSettings)
     rl: RLConfig = RLConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
+    lora: LoraConfig = LoraConfig()
     train: TrainConfig = TrainConfig()
     mesh: MeshConfig = MeshConfig()
+    processes: ProcessesConfig = ProcessesConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    validation: ValidationConfig = ValidationConfig()
+    health: HealthConfig = HealthConfig()
     log: LogConfig = LogConfig()
     eval: EvalConfig = EvalConfig()
 
@@ -307,6 +417,10 @@ def _value(hint: Any, value: Any, source: str, name: str) -> Any:
         if not isinstance(value, list):
             raise UserError(f"{source}: {name} is {value!r}, not a list; write [{value}]")
         return tuple(_value(args[0], item, source, f"{name}[{i}]") for i, item in enumerate(value))
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise UserError(f"{source}: {name} is {value!r}, not a mapping of fields")
+        return value
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in args:
             return None
@@ -343,8 +457,11 @@ def validate(config: Config) -> None:
             "engine.length_multiple": c.engine.length_multiple,
             "engine.window_multiple": c.engine.window_multiple,
             "engine.decode_segment": c.engine.decode_segment,
+            "engine.tensor": c.engine.tensor,
+            "rl.waves": c.rl.waves,
             "rl.questions_per_step": c.rl.questions_per_step,
             "rl.minibatch_questions": c.rl.minibatch_questions,
+            "lora.rank": c.lora.rank,
             "train.length_multiple": c.train.length_multiple,
             "train.micro_batch_rows": c.train.micro_batch_rows,
             "train.logp_chunk_tokens": c.train.logp_chunk_tokens,
@@ -353,6 +470,8 @@ def validate(config: Config) -> None:
             "mesh.tensor": c.mesh.tensor,
             "checkpoint.every_steps": c.checkpoint.every_steps,
             "checkpoint.keep": c.checkpoint.keep,
+            "processes.count": c.processes.count,
+            "validation.samples": c.validation.samples,
             "eval.samples": c.eval.samples,
         },
     )
@@ -373,10 +492,22 @@ def validate(config: Config) -> None:
             "optimizer.learning_rate": c.optimizer.learning_rate,
             "optimizer.warmup_steps": c.optimizer.warmup_steps,
             "optimizer.weight_decay": c.optimizer.weight_decay,
+            "engine.devices": c.engine.devices,
+            "checkpoint.keep_best": c.checkpoint.keep_best,
+            "validation.every_steps": c.validation.every_steps,
+            "validation.questions": c.validation.questions,
+            "validation.temperature": c.validation.temperature,
+            "health.max_skipped_updates": c.health.max_skipped_updates,
+            "health.max_failed_pages": c.health.max_failed_pages,
             "log.trajectory_every_steps": c.log.trajectory_every_steps,
             "log.trajectory_questions": c.log.trajectory_questions,
             "eval.questions": c.eval.questions,
             "eval.temperature": c.eval.temperature,
+            "eval.raw_max_tokens": c.eval.raw_max_tokens,
+            "eval.wave_questions": c.eval.wave_questions,
+            "eval.bootstrap": c.eval.bootstrap,
+            "eval.report_questions": c.eval.report_questions,
+            "eval.report_mb": c.eval.report_mb,
         },
     )
     if not c.model.path:
@@ -386,7 +517,12 @@ def validate(config: Config) -> None:
             f"sampling.temperature is {c.sampling.temperature}: training samples, so use a value "
             "above 0 such as 1.0"
         )
-    for name, value in {"sampling.top_p": c.sampling.top_p, "eval.top_p": c.eval.top_p}.items():
+    probabilities = {
+        "sampling.top_p": c.sampling.top_p,
+        "validation.top_p": c.validation.top_p,
+        "eval.top_p": c.eval.top_p,
+    }
+    for name, value in probabilities.items():
         if not 0 < value <= 1:
             raise UserError(f"{name} is {value}: use a probability above 0 and at most 1")
     if c.sampling.min_new_tokens > min(c.agent.draft_max_new_tokens, c.agent.read_max_new_tokens):
@@ -399,6 +535,28 @@ def validate(config: Config) -> None:
         raise UserError("rl.weight_std, weight_aug_m and weight_aug_q are all 0: nothing would be learned")
     if c.rl.dual_clip != 0 and c.rl.dual_clip <= 1:
         raise UserError(f"rl.dual_clip is {c.rl.dual_clip}: use 0 (off) or a value above 1 such as 3.0")
+    if c.rl.tis_cap != 0 and c.rl.tis_cap < 1:
+        raise UserError(
+            f"rl.tis_cap is {c.rl.tis_cap}: a cap below 1 would scale down even what needs no correction; use "
+            "0 (off) or a value of at least 1 such as 2.0"
+        )
+    if c.rl.tis_cap and c.rl.old_logp == "sampler":
+        raise UserError(
+            f"rl.tis_cap is {c.rl.tis_cap} with rl.old_logp sampler: the ratio is taken to the sampler already, "
+            "so every weight would be 1; set rl.tis_cap: 0 or rl.old_logp: recomputed"
+        )
+    if c.rl.staleness and c.rl.old_logp == "recomputed" and not c.rl.tis_cap:
+        raise UserError(
+            f"rl.staleness is {c.rl.staleness} with rl.old_logp recomputed and rl.tis_cap 0: nothing would "
+            "correct for the older policy that sampled; set rl.tis_cap: 2.0 or rl.old_logp: sampler"
+        )
+    if c.train.trainable == "lora":
+        if not c.lora.targets:
+            raise UserError(
+                "lora.targets is empty: nothing would be trained; name some, such as [q_proj, v_proj]"
+            )
+        if c.lora.alpha <= 0:
+            raise UserError(f"lora.alpha is {c.lora.alpha}: use a value above 0, such as {2.0 * c.lora.rank}")
     if c.rl.questions_per_step % c.rl.minibatch_questions:
         divisors = [d for d in range(1, c.rl.questions_per_step + 1) if c.rl.questions_per_step % d == 0]
         best = min(divisors, key=lambda d: abs(d - c.rl.minibatch_questions))
@@ -407,17 +565,71 @@ def validate(config: Config) -> None:
             f"rl.questions_per_step = {c.rl.questions_per_step}; the nearest that does is {best}"
         )
     rows = c.mesh.data * c.mesh.fsdp
-    for name, value in {
-        "train.micro_batch_rows": c.train.micro_batch_rows,
-        "engine.groups": c.engine.groups,
-    }.items():
-        if value % rows:
-            raise UserError(
-                f"{name} is {value}, which does not divide over mesh.data * mesh.fsdp = {rows} devices; "
-                f"the nearest that does is {max(rows, round(value / rows) * rows)}"
-            )
-    if not c.eval.budgets or min(c.eval.budgets) < 1:
-        raise UserError(f"eval.budgets is {list(c.eval.budgets)}: name budgets of at least 1 token")
+    if c.train.micro_batch_rows % rows:
+        raise UserError(
+            f"train.micro_batch_rows is {c.train.micro_batch_rows}, which does not divide over mesh.data * "
+            f"mesh.fsdp = {rows} devices; the nearest that does is "
+            f"{max(rows, round(c.train.micro_batch_rows / rows) * rows)}"
+        )
+    for name, budgets in {"eval": c.eval.budgets, "validation": c.validation.budgets}.items():
+        if not budgets or min(budgets) < 1:
+            raise UserError(f"{name}.budgets is {list(budgets)}: name budgets of at least 1 token")
+    p = c.processes
+    if p.launcher == "flags" and (":" not in p.coordinator or not 0 <= p.index < p.count):
+        raise UserError(
+            f"processes: launcher flags needs coordinator (host:port), count, and index from 0 to count - 1; "
+            f"they are {p.coordinator!r}, {p.count} and {p.index}"
+        )
+    if p.launcher != "flags" and (p.coordinator or p.count != 1 or p.index):
+        raise UserError(
+            f"processes.coordinator, count and index are used with launcher flags only; it is {p.launcher!r}"
+        )
+    if not c.eval.methods:
+        raise UserError(f"eval.methods is empty: name some of {', '.join(typing.get_args(Method))}")
+    for name, values in {"eval.budgets": c.eval.budgets, "eval.methods": c.eval.methods}.items():
+        if len(set(values)) < len(values):
+            raise UserError(f"{name} is {list(values)}: name each once")
+    if c.eval.samples > 1 and c.eval.temperature == 0:
+        raise UserError(
+            f"eval.samples is {c.eval.samples} with eval.temperature 0: greedy samples are all alike; use "
+            "eval.samples 1 or a temperature above 0"
+        )
+    evaluation_sets(c)
+
+
+def evaluation_sets(config: Config) -> list[tuple[str, str, DataConfig]]:
+    """(name, length, data settings) of every set that an evaluation reads, in the order of `eval.sets`.
+
+    A set's own settings replace fields of `config.data`; unless they say otherwise it has as many validation
+    questions as `eval.questions` asks for. Raises UserError for what cannot work, named as eval.sets[i].
+    """
+    base = config.data
+    if not config.eval.sets:
+        name = Path(base.validation_path or base.path).stem or base.source
+        return [(name, f"{base.document_tokens:,} tokens" if base.document_tokens else "native", base)]
+    sets: list[tuple[str, str, DataConfig]] = []
+    for i, one in enumerate(config.eval.sets):
+        field = f"eval.sets[{i}]"
+        if not one.name or not one.length:
+            raise UserError(f"{field}: name is {one.name!r} and length {one.length!r}; give both")
+        if (one.name, one.length) in [(name, length) for name, length, _ in sets]:
+            raise UserError(f"{field}: {one.name} at {one.length} is there twice; rename one of them")
+        data = from_tree(DataConfig, _merged(to_tree(base), one.data), field, "data.")
+        if "validation_questions" not in one.data and (data.validation_path or data.source == "synthetic"):
+            wanted = config.eval.questions or (10**9 if data.validation_path else data.validation_questions)
+            data = dataclasses.replace(data, validation_questions=wanted)
+        data.check(f"{field}.data")
+        sets.append((one.name, one.length, data))
+    return sets
+
+
+def _merged(tree: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """`tree` with the values of `changes`, mappings within mappings merged."""
+    merged = dict(tree)
+    for key, value in changes.items():
+        old = merged.get(key)
+        merged[key] = _merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return merged
 
 
 def _at_least(least: float, values: dict[str, float]) -> None:

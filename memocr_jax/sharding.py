@@ -67,6 +67,88 @@ def make_mesh(config: MeshSizes, devices: Sequence[jax.Device] | None = None) ->
     return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 
+def split_devices(rollout: int) -> tuple[list[jax.Device], list[jax.Device]]:
+    """(this process's devices for rollouts, all processes' devices for the update).
+
+    `rollout` (engine.devices) devices of each process sample and the others train; with 0 all do both.
+    Raises UserError when no device would be left to train.
+    """
+    devices = jax.devices()
+    own = [device for device in devices if device.process_index == jax.process_index()]
+    if not rollout:
+        return own, devices
+    if rollout >= len(own):
+        raise UserError(
+            f"engine.devices is {rollout}, but a process has {len(own)} devices and needs some to train; "
+            "use 0 (all devices sample and train)" + (f" or at most {len(own) - 1}" if len(own) > 1 else "")
+        )
+    taken, kept = {}, []
+    for device in devices:
+        taken[device.process_index] = taken.get(device.process_index, 0) + 1
+        if taken[device.process_index] > rollout:
+            kept.append(device)
+    return own[:rollout], kept
+
+
+def local_mesh(devices: Sequence[jax.Device], tensor: int) -> Mesh:
+    """The mesh for rollouts over `devices`: data x tensor.
+
+    Raises UserError when `tensor` (engine.tensor) does not divide their number.
+    """
+    if len(devices) % tensor:
+        raise UserError(
+            f"engine.tensor is {tensor}, which does not divide the {len(devices)} devices of a process; "
+            "choose a divisor"
+        )
+    shape = (len(devices) // tensor, 1, tensor)
+    return Mesh(np.array(devices).reshape(shape), AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+class LocalCopy:
+    """Gives every process its own copy of parameters that are spread over all of them.
+
+    The copy lies on the process's `local_mesh`: split over `tensor`, whole otherwise, so that a process
+    samples without waiting for another. Each call reshards once, over the network where there are several
+    processes.
+
+    Args:
+        abstract: the parameters' shapes, types and logical axes.
+        mesh: the devices that the parameters are spread over.
+        local: the mesh of the copy.
+        dtype: type of the copy's matrices; norms and biases keep theirs.
+    """
+
+    def __init__(self, abstract: nnx.State, mesh: Mesh, local: Mesh, dtype: Any):
+        self._local = param_shardings(abstract, local)
+        self._everywhere = None
+        if mesh.is_multi_process:
+            devices = sorted(mesh.devices.flat, key=lambda device: device.process_index)
+            tensor = local.shape["tensor"]
+            own = [device for device in devices if device.process_index == jax.process_index()]
+            self._own = param_shardings(abstract, local_mesh(own, tensor))
+            self._everywhere = param_shardings(abstract, local_mesh(devices, tensor))
+        is_matrix = nnx.map_state(
+            lambda _, variable: len([axis for axis in variable.logical_axes if axis != "layers"]) > 1,
+            abstract,
+        )
+        self._cast = jax.jit(
+            lambda params: jax.tree.map(lambda x, m: x.astype(dtype) if m else x, params, is_matrix)
+        )
+
+    def __call__(self, params: nnx.State) -> nnx.State:
+        """The process's copy; what has the right layout and type already is not copied."""
+        params = self._cast(params)
+        if self._everywhere is not None:
+            params = jax.tree.map(_own_part, jax.device_put(params, self._everywhere), self._own)
+        return jax.device_put(params, self._local)
+
+
+def _own_part(x: jax.Array, sharding: NamedSharding) -> jax.Array:
+    """What this process holds of `x`, as an array of its own devices."""
+    parts = [shard.data for shard in x.addressable_shards]
+    return jax.make_array_from_single_device_arrays(x.shape, sharding, parts)
+
+
 def partition_spec(logical_axes: Sequence[str]) -> PartitionSpec:
     """Mesh axes of a parameter's dimensions.
 

@@ -1,5 +1,6 @@
 """The configuration: strict, typed, overridable, and checked before anything heavy is imported."""
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -7,7 +8,19 @@ from pathlib import Path
 import pytest
 import yaml
 
-from memocr_jax.config import Config, from_tree, load_config, parse_command, save_config, to_tree, validate
+from memocr_jax.config import (
+    Config,
+    EvalConfig,
+    EvalSet,
+    ModelConfig,
+    evaluation_sets,
+    from_tree,
+    load_config,
+    parse_command,
+    save_config,
+    to_tree,
+    validate,
+)
 from memocr_jax.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -79,10 +92,15 @@ def test_scientific_notation_without_a_dot_is_a_number(tmp_path):
         ),
         ({"rl": {"group_size": 1}}, ["rl.group_size", "1", "2"]),
         ({"mesh": {"fsdp": 4}, "engine": {"groups": 6}}, ["micro_batch_rows", "4"]),
-        (
-            {"mesh": {"fsdp": 4}, "engine": {"groups": 6}, "train": {"micro_batch_rows": 4}},
-            ["engine.groups", "6", "nearest that does is 8"],
-        ),
+        ({"processes": {"launcher": "flags", "count": 2}}, ["processes", "coordinator"]),
+        ({"processes": {"count": 2}}, ["processes.coordinator", "launcher"]),
+        ({"validation": {"budgets": []}}, ["validation.budgets"]),
+        ({"rl": {"tis_cap": 0.5}}, ["rl.tis_cap", "0.5", "2.0"]),
+        ({"rl": {"tis_cap": 2.0, "old_logp": "sampler"}}, ["rl.tis_cap", "rl.old_logp", "recomputed"]),
+        ({"rl": {"staleness": 1}}, ["rl.staleness", "rl.tis_cap: 2.0", "rl.old_logp: sampler"]),
+        ({"train": {"trainable": "lora"}, "lora": {"targets": []}}, ["lora.targets", "q_proj"]),
+        ({"train": {"trainable": "lora"}, "lora": {"alpha": 0.0}}, ["lora.alpha", "32.0"]),
+        ({"lora": {"rank": 0}}, ["lora.rank", "0", "1"]),
         ({"sampling": {"temperature": 0.0}}, ["sampling.temperature"]),
         ({"sampling": {"top_p": 1.5}}, ["sampling.top_p", "1.5"]),
         ({"rl": {"dual_clip": 0.5}}, ["rl.dual_clip", "0.5", "3.0"]),
@@ -144,3 +162,47 @@ def test_command_line_mistakes_are_quick_and_light(arguments, words):
 def test_config_is_required():
     with pytest.raises(UserError, match="--config is missing"):
         parse_command([], "x", "y")
+
+
+def test_evaluation_sets_replace_fields_of_data(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text(
+        "model: {path: m}\ndata: {chunk_tokens: 99}\n"
+        "eval:\n  questions: 7\n  sets:\n"
+        "    - {name: hotpotqa, length: 10k, data: {source: prepared, validation_path: p}}\n"
+        "    - {name: world, length: '4', data: {synthetic: {chunks: 4}}}\n"
+    )
+    config = load_config(path)
+    validate(config)
+    (name, length, hotpot), (_, _, world) = evaluation_sets(config)
+    assert (name, length, hotpot.source, hotpot.validation_path) == ("hotpotqa", "10k", "prepared", "p")
+    assert hotpot.chunk_tokens == world.chunk_tokens == 99
+    assert hotpot.validation_questions == world.validation_questions == 7
+    assert world.synthetic.chunks == 4 and world.synthetic.facts == config.data.synthetic.facts
+    # What is kept in a run directory reads back as the same.
+    save_config(config, tmp_path / "kept.yaml")
+    assert load_config(tmp_path / "kept.yaml") == config
+
+
+def test_without_sets_the_validation_questions_are_evaluated():
+    config = dataclasses.replace(Config(), model=ModelConfig(path="m"))
+    assert evaluation_sets(config) == [("synthetic", "native", config.data)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"sets": (EvalSet("a", "10k", {"pth": "x"}),)}, ["eval.sets[0]", "data.pth", "path"]),
+        ({"sets": (EvalSet("a", ""),)}, ["eval.sets[0]", "length", "''"]),
+        ({"sets": (EvalSet("a", "b"), EvalSet("a", "b"))}, ["eval.sets[1]", "twice"]),
+        ({"sets": (EvalSet("a", "b", {"source": "prepared"}),)}, ["eval.sets[0].data.path"]),
+        ({"budgets": (8, 8)}, ["eval.budgets", "8", "once"]),
+        ({"methods": ()}, ["eval.methods", "raw history"]),
+        ({"samples": 2, "temperature": 0.0}, ["eval.samples", "2", "temperature"]),
+    ],
+)
+def test_mistakes_in_what_is_evaluated(changes, words):
+    config = Config(model=ModelConfig(path="m"), eval=dataclasses.replace(EvalConfig(), **changes))
+    with pytest.raises(UserError) as error:
+        validate(config)
+    assert all(word in str(error.value) for word in words), error.value
