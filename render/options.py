@@ -15,8 +15,8 @@ def add_settings(parser: argparse.ArgumentParser, leave_out: tuple[str, ...] = (
     """Add `--width-px` and so on to a parser, with the fields' own defaults."""
     group = parser.add_argument_group("rendering (see render/settings.py)")
     for field in dataclasses.fields(RenderSettings):
-        if field.name in leave_out:
-            continue
+        if field.name in leave_out or field.name == "theme_css":
+            continue  # a text, not for a command line
         kind = type(field.default)
         how = {"action": argparse.BooleanOptionalAction} if kind is bool else {"type": kind, "metavar": "X"}
         group.add_argument(

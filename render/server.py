@@ -226,7 +226,7 @@ def main(argv: list[str] | None = None) -> None:
     del arguments.token  # the server's own, no setting of its pool
     settings = settings_of(arguments)
     find_chromium(settings.chromium)  # what is missing is an error here, not at the first request
-    theme_css(settings.theme)
+    theme_css(settings)
     app = create_app(settings, arguments.mode, token, arguments.max_queue)
     # uvicorn shuts down in good order and then raises the signal again; that is no failure here.
     for number in (signal.SIGTERM, signal.SIGINT):

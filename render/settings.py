@@ -19,6 +19,8 @@ class RenderSettings:
 
     theme: str = "default"
     """Name of a shipped theme (default, small, upstream) or path of a CSS file."""
+    theme_css: str = ""
+    """The theme itself, as CSS text, which then counts instead of `theme`: what a checkpoint remembers."""
     width_px: int = 728
     """Width of the page. Multiples of 28 waste no visual token."""
     scale: float = 1.0

@@ -270,6 +270,6 @@ def document(settings: RenderSettings) -> str:
         f'<!doctype html><html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{CSP}">'
         f"<style>{theme.font_css()}</style><style>{theme.BASE_CSS}{page_css}</style>"
-        f"<style>{theme.theme_css(settings.theme)}</style></head>"
+        f"<style>{theme.theme_css(settings)}</style></head>"
         '<body><div id="sheet"></div></body></html>'
     )

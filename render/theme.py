@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import functools
 import hashlib
 import importlib.util
@@ -44,8 +45,11 @@ body { margin: 0; overflow: hidden; }
 """
 
 
-def theme_css(name: str) -> str:
-    """Text of a theme: a shipped name or the path of a CSS file. Raises `RenderError` when there is none."""
+def theme_css(settings: RenderSettings) -> str:
+    """Text of the theme that the settings name or hold. Raises `RenderError` when there is none."""
+    if settings.theme_css:
+        return _plain_css(settings.theme_css, "render.theme_css: the text")
+    name = settings.theme
     shipped = sorted(path.stem for path in THEMES.glob("*.css"))
     path = THEMES / f"{name}.css" if name in shipped else Path(name)
     try:
@@ -55,16 +59,26 @@ def theme_css(name: str) -> str:
             f"render.theme is {name!r}: neither a shipped theme ({', '.join(shipped)}) nor a readable CSS"
             f" file ({type(error).__name__})"
         ) from None
+    return _plain_css(css, f"render.theme is {name!r}: the file")
+
+
+def _plain_css(css: str, where: str) -> str:
     if "</style" in css.lower():
-        raise RenderError(f"render.theme is {name!r}: the file contains '</style', so it is not plain CSS")
+        raise RenderError(f"{where} contains '</style', so it is not plain CSS; remove it")
     return css
+
+
+def with_theme_text(settings: RenderSettings) -> RenderSettings:
+    """The settings with the theme's text in them, so that they draw the same wherever its file is, or when it
+    changes. Raises `RenderError` when there is no such theme."""
+    return dataclasses.replace(settings, theme_css=theme_css(settings))
 
 
 def fingerprint(settings: RenderSettings) -> str:
     """Hex digest of everything but the memory, its mode, its width and Chromium that decides pixels."""
     parts = [
         BASE_CSS,
-        theme_css(settings.theme),
+        theme_css(settings),
         *(f"{name}={getattr(settings, name)!r}" for name in PIXEL_FIELDS),
         *(file + font_digest(file) for file in sorted({face[1] for face in FACES})),
     ]

@@ -6,6 +6,7 @@ import pytest
 from render import MemoryPage, PageStatus, Region, RenderError, RenderPool, RenderSettings
 from render.cache import PageCache
 from render.codec import CodecError, decode_page, encode_page
+from render.theme import theme_css, with_theme_text
 
 
 def page(number, side=100, status=PageStatus.OK):
@@ -91,10 +92,16 @@ def test_everything_that_changes_pixels_changes_the_hash(tmp_path):
         with RenderPool(RenderSettings(workers=1, **kind)) as pool:
             hashes.add(pool.content_hash("x"))
             hashes.add(pool.content_hash("x", "html"))
+    remembered = with_theme_text(RenderSettings(workers=1, theme=str(css)))
+    with RenderPool(remembered) as pool:
+        assert pool.content_hash("x") in hashes, "the same theme, given as text"
     css.write_text("p { color: blue }")
+    assert theme_css(remembered) == "p { color: red }" and theme_css(with_theme_text(remembered))
     with RenderPool(RenderSettings(workers=1, theme=str(css))) as pool:
         hashes.add(pool.content_hash("x"))
     assert len(hashes) == 2 * len(kinds) + 1
+    with pytest.raises(RenderError, match=r"render\.theme_css.*not plain CSS"):
+        theme_css(RenderSettings(theme_css="</STYLE>"))
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
