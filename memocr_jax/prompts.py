@@ -84,6 +84,11 @@ Write the memory anew{format}. Keep what helps to answer the question, add what 
 and leave out the rest. Give the largest type to the facts that matter most. Write nothing but the memory."""
     """One drafting turn: {question}, {article}, {memory}, {format}."""
 
+    any_question: str = """\
+Not known yet. Whatever may be asked about the document must be answered from the memory: who and what it is \
+about, what happened, when, where, why and how much."""
+    """Stands for {question} in drafting turns when a document is read before anything was asked."""
+
     markdown: str = " in Markdown, with headings (# and ##), bold and plain text"
     """What {format} says when memories are Markdown."""
 
@@ -123,6 +128,7 @@ _FIELDS: dict[str, tuple[str, ...]] = {
     "system": (),
     "no_memory": (),
     "draft": ("question", "article", "memory"),
+    "any_question": (),
     "markdown": (),
     "html": (),
     "read": ("page", "question"),
@@ -198,6 +204,27 @@ def read_document_prompt(
     """Raw-history baseline: the whole document (ids) in the context. The prefix ends before the question."""
     values = {"article": Tokens(document_tokens), "question": Text(question)}
     return _prompt(templates.system, templates.read_document, values, own="question")
+
+
+def chat_prompt(messages: Sequence[tuple[str, Sequence[str | None]]]) -> Prompt:
+    """A conversation in Qwen's chat markup: (role, parts) in turn, a part being a text or None for an image.
+
+    Images are numbered in order. All but the last piece is prefix, so the samples of one conversation share
+    it. Roles are written as they are.
+    """
+    pieces: list[Piece] = []
+    images = 0
+    for role, parts in messages:
+        pieces += [Special("im_start"), Text(f"{role}\n")]
+        for part in parts:
+            if part is None:
+                pieces += [Special("vision_start"), Image(images), Special("vision_end")]
+                images += 1
+            else:
+                pieces.append(Text(part))
+        pieces += [Special("im_end"), Text("\n")]
+    joined = _joined([*pieces, Special("im_start"), Text("assistant\n")])
+    return Prompt(joined, len(joined) - 1)
 
 
 def _memory(memory_text: str, templates: Templates) -> Text:
