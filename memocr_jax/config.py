@@ -144,8 +144,6 @@ class RLConfig:
     """Truncated importance sampling (Ionides 2008; V-trace's rho, arXiv 1802.01561): a token weighs
     min(old / sampler, cap), which corrects for a sampler that is not the learner's policy; 0 means off, else
     at least 1, such as 2.0."""
-    staleness: Literal[0, 1] = 0
-    """Steps by which the policy that samples may lag behind the one that learns."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -537,13 +535,13 @@ def validate(config: Config) -> None:
         raise UserError(f"rl.dual_clip is {c.rl.dual_clip}: use 0 (off) or a value above 1 such as 3.0")
     if c.rl.tis_cap != 0 and c.rl.tis_cap < 1:
         raise UserError(
-            f"rl.tis_cap is {c.rl.tis_cap}: a cap below 1 would scale down even what needs no correction; use "
-            "0 (off) or a value of at least 1 such as 2.0"
+            f"rl.tis_cap is {c.rl.tis_cap}: a cap below 1 would scale down even what needs no "
+            "correction; use 0 (off) or a value of at least 1 such as 2.0"
         )
     if c.rl.tis_cap and c.rl.old_logp == "sampler":
         raise UserError(
-            f"rl.tis_cap is {c.rl.tis_cap} with rl.old_logp sampler: the ratio is taken to the sampler already, "
-            "so every weight would be 1; set rl.tis_cap: 0 or rl.old_logp: recomputed"
+            f"rl.tis_cap is {c.rl.tis_cap} with rl.old_logp sampler: the ratio is taken to the sampler "
+            "already, so every weight would be 1; set rl.tis_cap: 0 or rl.old_logp: recomputed"
         )
     if c.rl.staleness and c.rl.old_logp == "recomputed" and not c.rl.tis_cap:
         raise UserError(
