@@ -73,12 +73,19 @@ class System:
             )
 
 
-def build_system(config: Config) -> System:
-    """Load the tokenizer and lay out the model; no weights are read yet. Raises UserError."""
+def build_system(
+    config: Config, model: Qwen25VLConfig | None = None, mesh: jax.sharding.Mesh | None = None
+) -> System:
+    """Load the tokenizer and lay out the model; no weights are read yet. Raises UserError.
+
+    Args:
+        model: its description where that is known (a checkpoint has it), default config.json of model.path.
+        mesh: default the one that `config.mesh` describes, over all devices.
+    """
     tokenizer = load_tokenizer(config.tokenizer.path)
-    model = _model_config(config)
+    model = model or _model_config(config)
     _require_matching(model, tokenizer, config)
-    mesh = make_mesh(config.mesh)
+    mesh = mesh or make_mesh(config.mesh)
     graphdef, abstract = abstract_model(model, dtype=jnp.dtype(config.model.dtype), mesh=mesh)
     param_shardings(abstract, mesh)  # says early what does not divide
     templates = load_templates(config.prompts.path)
