@@ -158,14 +158,19 @@ def load_templates(path: str = "") -> Templates:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"prompts.path: {path!r} is not a YAML file in UTF-8: {reason}") from None
+    return templates_of(mapping, path, "prompts.path: ")
+
+
+def templates_of(mapping: object, source: str, prefix: str = "") -> Templates:
+    """The default templates with those of a mapping in their places, checked as `load_templates` says."""
     if not isinstance(mapping, dict):
-        raise UserError(f"prompts.path: {path!r} must map names of templates to texts")
+        raise UserError(f"{prefix}{source!r} must map names of templates to texts")
     for name, text in mapping.items():
         if name not in _FIELDS:
-            raise UserError(f"{path}: {name!r} is not a template{nearest(str(name), list(_FIELDS))}")
+            raise UserError(f"{source}: {name!r} is not a template{nearest(str(name), list(_FIELDS))}")
         if not isinstance(text, str):
-            raise UserError(f"{path}: {name} is {type(text).__name__}, not a text; quote it")
-        _check_template(f"{path}: {name}", name, text)
+            raise UserError(f"{source}: {name} is {type(text).__name__}, not a text; quote it")
+        _check_template(f"{source}: {name}", name, text)
     return dataclasses.replace(DEFAULT_TEMPLATES, **mapping)
 
 
