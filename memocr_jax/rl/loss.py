@@ -1,9 +1,18 @@
-"""The policy-gradient loss: pure functions of log-probabilities, as sums, so that micro-batches add up."""
+"""The policy-gradient loss: pure functions of log-probabilities, as sums, so that micro-batches add up.
+
+With `sampler` the policy that sampled, `old` the policy that a step's updates start from and `ref` the frozen
+reference, a sampled token's loss is
+
+    tis_weight(old, sampler) * clipped_policy_loss(logp - old, advantage) + kl_coef * kl_estimate(logp, ref)
+
+Only `logp` is differentiated. `rl.old_logp: sampler` puts the sampler in the place of `old`.
+"""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int32
 
@@ -19,24 +28,102 @@ class Denominators(NamedTuple):
     """Tokens of the longest possible completion (constant-length aggregation)."""
 
 
-def clipped_policy_loss(
+class PolicyLoss(NamedTuple):
+    """What `policy_loss` says of every sampled token; 0 or False at padding."""
+
+    loss: Float[Array, "B T"]
+    ratio: Float[Array, "B T"]
+    """The probability ratio that was clipped: the token's own, or its turn's."""
+    clipped_low: Bool[Array, "B T"]
+    """The lower clip is active: the token pushes no more."""
+    clipped_high: Bool[Array, "B T"]
+    dual_clipped: Bool[Array, "B T"]
+    """The bound of dual clip is active."""
+    tis_weight: Float[Array, "B T"]
+    """1 where there is no importance weight."""
+    tis_truncated: Bool[Array, "B T"]
+    """The importance weight was cut to `tis_cap`."""
+
+
+def policy_loss(
     logp: Float[Array, "B T"],
     old_logp: Float[Array, "B T"],
+    sampler_logp: Float[Array, "B T"],
     advantage: Float[Array, "B T"],
+    loss_mask: Bool[Array, "B T"],
+    sequence: Int32[Array, "B T"],
     rl: RLConfig,
-) -> tuple[Float[Array, "B T"], Bool[Array, "B T"]]:
-    """Token losses of PPO's clipped objective (arXiv 1707.06347, eq. 7), and where the clip was active.
+) -> PolicyLoss:
+    """Token losses of the policy, without the KL term.
+
+    `sequence` numbers the turns of a row from 0; values where `loss_mask` is False do not matter, and need
+    not be finite.
+    """
+    zero_padding = lambda x: jnp.where(loss_mask, x, 0.0)  # noqa: E731
+    logp, old_logp, sampler_logp, advantage = map(zero_padding, (logp, old_logp, sampler_logp, advantage))
+    log_ratio = logp - old_logp
+    if rl.ratio == "sequence":
+        log_ratio = sequence_log_ratio(log_ratio, loss_mask, sequence)
+    loss, low, high, dual = clipped_policy_loss(log_ratio, advantage, rl)
+    weight, truncated = tis_weight(old_logp, sampler_logp, rl.tis_cap)
+    return PolicyLoss(
+        zero_padding(weight * loss),
+        zero_padding(jnp.exp(log_ratio)),
+        low & loss_mask,
+        high & loss_mask,
+        dual & loss_mask,
+        zero_padding(weight),
+        truncated & loss_mask,
+    )
+
+
+def sequence_log_ratio(
+    log_ratio: Float[Array, "B T"], loss_mask: Bool[Array, "B T"], sequence: Int32[Array, "B T"]
+) -> Float[Array, "B T"]:
+    """Logarithm of GSPO's ratio of a turn, the geometric mean of its tokens' (arXiv 2507.18071, section 4.1).
+
+    In the form of GSPO-token (section 4.3): at every token the value is the turn's and the gradient the
+    token's own, so that the tokens of a turn may have weights of their own. Where they have none, the sum
+    over the turn has the gradient of the turn's ratio.
+    """
+    length = jnp.maximum(turn_sum(jnp.ones_like(log_ratio), loss_mask, sequence), 1)
+    of_turn = turn_sum(log_ratio, loss_mask, sequence) / length
+    return jax.lax.stop_gradient(of_turn - log_ratio) + log_ratio
+
+
+def clipped_policy_loss(
+    log_ratio: Float[Array, "B T"], advantage: Float[Array, "B T"], rl: RLConfig
+) -> tuple[Float[Array, "B T"], Bool[Array, "B T"], Bool[Array, "B T"], Bool[Array, "B T"]]:
+    """Losses of PPO's clipped objective (arXiv 1707.06347, eq. 7); where its low, high and dual clips bind.
 
     The ratio may leave [1 - clip_low, 1 + clip_high] without effect (clip-higher when they differ,
     arXiv 2503.14476). With `dual_clip` c > 1 a negative advantage costs at most -c A (arXiv 1912.09729).
     """
-    ratio = jnp.exp(logp - old_logp)
+    ratio = jnp.exp(log_ratio)
     plain = -advantage * ratio
     clipped = -advantage * jnp.clip(ratio, 1 - rl.clip_low, 1 + rl.clip_high)
     loss = jnp.maximum(plain, clipped)
+    binds = clipped > plain
+    low, high, dual = binds & (ratio < 1), binds & (ratio > 1), jnp.zeros_like(binds)
     if rl.dual_clip:
-        loss = jnp.where(advantage < 0, jnp.minimum(loss, -rl.dual_clip * advantage), loss)
-    return loss, clipped > plain
+        bound = -rl.dual_clip * advantage
+        dual = (advantage < 0) & (loss > bound)
+        loss = jnp.where(dual, bound, loss)
+    return loss, low, high, dual
+
+
+def tis_weight(
+    old_logp: Float[Array, "B T"], sampler_logp: Float[Array, "B T"], cap: float
+) -> tuple[Float[Array, "B T"], Bool[Array, "B T"]]:
+    """Truncated importance weight min(old / sampler, cap) of every token, and where it was truncated.
+
+    Truncation bounds the variance (Ionides, 2008; rho-bar of V-trace, arXiv 1802.01561). No gradient goes
+    through. `cap` 0 is off: all weights are 1.
+    """
+    if not cap:
+        return jnp.ones_like(old_logp), jnp.zeros(old_logp.shape, bool)
+    weight = jnp.exp(jax.lax.stop_gradient(old_logp) - sampler_logp)
+    return jnp.minimum(weight, cap), weight > cap
 
 
 def kl_estimate(
@@ -72,7 +159,17 @@ def aggregate(
         return token_loss.sum() / denominators.tokens
     if aggregation == "constant_length":
         return token_loss.sum() / (denominators.sequences * denominators.longest)
-    # The length of each token's own turn, by comparing turns: T x T, but free of a bound on siblings.
-    same = (sequence[:, :, None] == sequence[:, None, :]) & loss_mask[:, None, :]
-    length = jnp.maximum(same.sum(-1), 1)
+    length = jnp.maximum(turn_sum(jnp.ones_like(token_loss), loss_mask, sequence), 1)
     return (token_loss / length).sum() / denominators.sequences
+
+
+def turn_sum(
+    x: Float[Array, "B T"], loss_mask: Bool[Array, "B T"], sequence: Int32[Array, "B T"]
+) -> Float[Array, "B T"]:
+    """The sum of `x` over the tokens of each token's own turn."""
+
+    def of_row(x: Array, sequence: Array) -> Array:
+        # A turn has at least one token, so a row has no more turns than slots.
+        return jax.ops.segment_sum(x, sequence, num_segments=len(x))[sequence]
+
+    return jax.vmap(of_row)(jnp.where(loss_mask, x, 0.0), sequence)
