@@ -29,6 +29,7 @@ RULES: dict[str, str | None] = {
     "q_heads": "tensor",
     "kv_heads": "tensor",
     "mlp": "tensor",
+    "lora_rank": None,
     # vision tower: about 0.7 of 8 billion parameters; its fused QKV and widths do not split by heads
     "vision_embed": "fsdp",
     "vision_qkv": None,
@@ -200,6 +201,24 @@ def put_batch(tree: Any, mesh: Mesh) -> Any:
     if mesh.is_multi_process:
         return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), tree)
     return jax.device_put(tree, sharding)
+
+
+def own_rows(mesh: Mesh) -> tuple[int, int]:
+    """(first, count): which of the mesh's batch shards (`batch_shards`) lie on this process's devices.
+
+    Raises UserError when they are not this process's alone or do not follow each other, as when
+    mesh.tensor reaches over processes.
+    """
+    shards, processes = batch_shards(mesh), mesh.devices.flat
+    count = len({device.process_index for device in processes})
+    places = batch_sharding(mesh).addressable_devices_indices_map((shards,))
+    own = sorted({place[0].indices(shards)[0] for place in places.values()})
+    if len(own) * count != shards or own != list(range(own[0], own[0] + len(own))):
+        raise UserError(
+            f"mesh.tensor is {mesh.shape['tensor']}: a row of a batch would lie on devices of several "
+            f"processes; choose a divisor of the {len(mesh.local_devices)} devices of a process"
+        )
+    return own[0], len(own)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -56,11 +56,37 @@ class Linear(nnx.Module):
     def __init__(self, make: Maker, inputs: dict[str, int], outputs: dict[str, int], bias: bool):
         self.weight = make("normal", **outputs, **inputs)
         self.bias = make("zeros", **outputs) if bias else None
+        self.lora: Adapter | None = None  # see memocr_jax.models.lora
 
     def __call__(self, x: Float[Array, "*shape inputs"]) -> Float[Array, "*shape outputs"]:
         """In x's type; products accumulate in float32 where the hardware does."""
         y = matmul_t(x, self.weight[...].astype(x.dtype))
-        return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+        if self.bias is not None:
+            y = y + self.bias[...].astype(x.dtype)
+        return y if self.lora is None else y + self.lora(x)
+
+
+class Adapter(nnx.Module):
+    """alpha / rank * B A x, added to what a linear map gives (LoRA, arXiv 2106.09685).
+
+    `weight` is that map's, [out, in] with whatever is stacked before it. Values are zeros here.
+    """
+
+    def __init__(self, weight: nnx.Param, rank: int, alpha: float):
+        *stack, outputs, inputs = weight.get_value().shape
+        *names, out_name, in_name = weight.logical_axes
+        dtype = weight.get_value().dtype
+        self.A = nnx.LoRAParam(
+            jnp.zeros((*stack, rank, inputs), dtype), logical_axes=(*names, "lora_rank", in_name)
+        )
+        self.B = nnx.LoRAParam(
+            jnp.zeros((*stack, outputs, rank), dtype), logical_axes=(*names, out_name, "lora_rank")
+        )
+        self.scale = alpha / rank
+
+    def __call__(self, x: Float[Array, "*shape inputs"]) -> Float[Array, "*shape outputs"]:
+        inner = matmul_t(x, self.A[...].astype(x.dtype))
+        return matmul_t(inner, self.B[...].astype(x.dtype)) * jnp.asarray(self.scale, x.dtype)
 
 
 def matmul_t(
