@@ -18,7 +18,7 @@ from memocr_jax.buckets import bucket
 from memocr_jax.config import MeshConfig, SamplingConfig
 from memocr_jax.errors import UserError
 from memocr_jax.images import num_windows, pack_patches
-from memocr_jax.models.cache import cache_from_packed
+from memocr_jax.models.cache import cache_from_packed, per_layer
 from memocr_jax.models.config import Qwen25VLConfig
 from memocr_jax.models.hf_files import GENERATION_FILE, resolve
 from memocr_jax.models.hf_weights import load_params
@@ -286,7 +286,9 @@ def _generate(
     )
     last = jnp.take_along_axis(hidden, lengths[:, None, None] - 1, axis=1)[:, 0]
     following = rows.mrope_pos.max((0, 2)) + 1
-    layers = model.decoder_layers() if jax.default_backend() == "cpu" else None
+    copy = model.decoding_copy() if jax.default_backend() == "cpu" else None
+    if copy is not None:
+        cache = cache.map_layers(lambda _, layers: per_layer(layers))
     eos = jnp.array(eos_ids, jnp.int32)
 
     def take(state, row_logits):
@@ -303,10 +305,10 @@ def _generate(
 
     def one(carry):
         cache, state = carry
-        token = jax.lax.dynamic_index_in_dim(state[0], state[3] - 1, 1)
-        positions = jnp.broadcast_to(following[:, None] + state[3] - 1, (3, batch, 1))
-        row_logits, cache = model.decode(token, positions, cache, layers)
-        return cache, take(state, row_logits[:, 0])
+        token = jax.lax.dynamic_index_in_dim(state[0], state[3] - 1, 1, keepdims=False)
+        positions = jnp.broadcast_to(following + state[3] - 1, (3, batch))
+        row_logits, cache = model.decode(token, positions, cache, copy)
+        return cache, take(state, row_logits)
 
     empty = (
         jnp.zeros((batch, max_new_tokens), jnp.int32),

@@ -12,27 +12,28 @@ from memocr_jax.config import SamplingConfig
 def sample_tokens(
     logits: Float[Array, "B V"],
     keys: UInt32[Array, "B 2"],
-    position: Int32[Array, ""],
+    position: Int32[Array, "#B"] | Int32[Array, ""],
     sampling: SamplingConfig,
     eos_ids: tuple[int, ...],
 ) -> tuple[Int32[Array, B], Float[Array, B]]:
     """One token per row, with its log-probability.
 
-    The draw is Gumbel-max with the row's own key folded with `position` (tokens sampled so far), so it
-    depends on nothing else in the batch. The log-probability is that of the tempered distribution before
+    The draw is Gumbel-max with the row's own key folded with its `position` (tokens that it has sampled so
+    far), so it depends on nothing else in the batch. The log-probability is that of the tempered distribution before
     top-k, top-p and `min_new_tokens` cut it, which is what the trainer recomputes. Greedy (temperature 0)
     takes the arg max and reports its log-probability at temperature 1.
     """
     greedy = sampling.temperature == 0
+    position = jnp.broadcast_to(position, keys.shape[0])
     scaled = logits if greedy else logits / sampling.temperature
     logp = jax.nn.log_softmax(scaled)
     allowed = jnp.ones(logits.shape, bool)
     if sampling.min_new_tokens:
         is_eos = jnp.zeros(logits.shape[-1], bool).at[jnp.array(eos_ids)].set(True)
-        allowed &= ~(is_eos & (position < sampling.min_new_tokens))
+        allowed &= ~(is_eos & (position < sampling.min_new_tokens)[:, None])
     if not greedy:
         allowed &= top_k_top_p_mask(jnp.where(allowed, scaled, -jnp.inf), sampling.top_k, sampling.top_p)
-        scaled = scaled + jax.vmap(lambda key: _gumbel(key, position, logits.shape[-1]))(keys)
+        scaled = scaled + jax.vmap(lambda key, at: _gumbel(key, at, logits.shape[-1]))(keys, position)
     tokens = jnp.argmax(jnp.where(allowed, scaled, -jnp.inf), axis=-1).astype(jnp.int32)
     return tokens, jnp.take_along_axis(logp, tokens[:, None], axis=-1)[:, 0]
 

@@ -29,7 +29,7 @@ from memocr_jax import api
 from memocr_jax.config import MeshConfig
 from memocr_jax.errors import UserError
 from memocr_jax.images import prepare_image
-from memocr_jax.models.cache import cache_from_packed
+from memocr_jax.models.cache import cache_from_packed, per_layer
 from memocr_jax.models.config import Qwen25VLConfig, TextConfig, VisionConfig
 from memocr_jax.models.hf_weights import load_params
 from memocr_jax.models.qwen25_vl import abstract_model
@@ -314,17 +314,21 @@ def _prefill(graphdef: Any, length: int, new_tokens: int, params: nnx.State, row
         prefix_len=jnp.full(batch, length),
         suffix_len=jnp.zeros((batch, 1), jnp.int32),
     )
-    token = model.head(hidden[:, length - 1 : length]).argmax(-1).astype(jnp.int32)
-    return token, rows.mrope_pos.max((0, 2))[:, None] + 1, cache
+    token = model.head(hidden[:, length - 1]).argmax(-1).astype(jnp.int32)
+    return token, rows.mrope_pos.max((0, 2)) + 1, cache
 
 
 def _decode(graphdef: Any, new_tokens: int, params: nnx.State, state: Any) -> Any:
     model = nnx.merge(graphdef, params)
-    layers = model.decoder_layers() if jax.default_backend() == "cpu" else None
+    copy = None
+    if jax.default_backend() == "cpu":
+        copy = model.decoding_copy()
+        token, position, cache = state
+        state = token, position, cache.map_layers(lambda _, layers: per_layer(layers))
 
     def one(state: Any, _: None) -> tuple[Any, None]:
         token, position, cache = state
-        logits, cache = model.decode(token, jnp.broadcast_to(position, (3, *position.shape)), cache, layers)
+        logits, cache = model.decode(token, jnp.broadcast_to(position, (3, *position.shape)), cache, copy)
         return (logits.argmax(-1).astype(jnp.int32), position + 1, cache), None
 
     return jax.lax.scan(one, state, None, length=new_tokens)[0][0]

@@ -88,35 +88,47 @@ def bidirectional(
 
 
 def decode(
-    q: Float[Array, "Q K heads dim"],
-    prefix_k: Float[Array, "Q P kv_heads dim"],
-    prefix_v: Float[Array, "Q P kv_heads dim"],
+    q: Float[Array, "R heads dim"],
+    prefix_k: Float[Array, "Q kv_heads dim P"],
+    prefix_v: Float[Array, "Q kv_heads P dim"],
     prefix_valid: Bool[Array, "Q P"],
-    suffix_k: Float[Array, "Q K T kv_heads dim"],
-    suffix_v: Float[Array, "Q K T kv_heads dim"],
-    suffix_valid: Bool[Array, "Q K T"],
-) -> Float[Array, "Q K heads dim"]:
-    """One query per sibling over the group's shared prefix and the sibling's own suffix.
+    suffix_k: Float[Array, "R kv_heads dim T"],
+    suffix_v: Float[Array, "R kv_heads T dim"],
+    suffix_valid: Bool[Array, "R T"],
+    members: Int32[Array, "Q K"],
+    place: Int32[Array, "R"],
+) -> Float[Array, "R heads dim"]:
+    """One query per row over its group's shared prefix and its own suffix.
 
-    The prefix is read once for all K siblings; the two softmaxes share one maximum and one denominator,
-    so the result equals attention over the concatenation (arXiv 2402.05099, section 3.2).
+    `members` and `place` say which rows belong to which group (`cache.DecodeCache`). A prefix is read once for
+    all rows of its group; the two softmaxes share one maximum and one denominator, so the result equals
+    attention over the concatenation (arXiv 2402.05099, section 3.2).
     """
-    groups, siblings, heads, dim = q.shape
-    kv_heads = prefix_k.shape[-2]
-    q = q.reshape(groups, siblings, kv_heads, heads // kv_heads, dim)
-    f32, scale = jnp.float32, dim**-0.5
-    near = jnp.einsum("QKhgd,QKThd->QKhgT", q, suffix_k, preferred_element_type=f32)
-    far = jnp.einsum("QKhgd,QPhd->QKhgP", q, prefix_k, preferred_element_type=f32)
-    near = jnp.where(suffix_valid[:, :, None, None, :], near * scale, MASKED)
-    far = jnp.where(prefix_valid[:, None, None, None, :], far * scale, MASKED)
-    top = jnp.maximum(
-        near.max(-1, keepdims=True), far.max(-1, keepdims=True, initial=MASKED)
-    )  # initial: P may be 0
-    near, far = jnp.exp(near - top), jnp.exp(far - top)
-    total = near.sum(-1) + far.sum(-1)
-    out = jnp.einsum("QKhgT,QKThd->QKhgd", near.astype(q.dtype), suffix_v, preferred_element_type=f32)
-    out += jnp.einsum("QKhgP,QPhd->QKhgd", far.astype(q.dtype), prefix_v, preferred_element_type=f32)
-    return (out / total[..., None]).reshape(groups, siblings, heads, dim).astype(q.dtype)
+    rows, heads, dim = q.shape
+    groups, siblings = members.shape
+    kv_heads, f32 = prefix_k.shape[1], jnp.float32
+    q = q.reshape(rows, kv_heads, heads // kv_heads, dim)
+    near = jnp.einsum("RhgD,RhDT->RhgT", q, suffix_k, preferred_element_type=f32) * dim**-0.5
+    near = jnp.where(suffix_valid[:, None, None, :], near, MASKED)
+    # Queries by group: a sibling that is not there reads another row's query, and nobody reads its result.
+    together = q[jnp.minimum(members, rows - 1)]
+    far = jnp.einsum("QKhgD,QhDP->QKhgP", together, prefix_k, preferred_element_type=f32) * dim**-0.5
+    far = jnp.where(prefix_valid[:, None, None, None, :], far, MASKED)
+    # The far part has a maximum of its own (P may be 0), so that only small arrays go between the two orders.
+    far_top = far.max(-1, keepdims=True, initial=MASKED)
+    far = jnp.exp(far - far_top)
+    far_out = jnp.einsum("QKhgP,QhPD->QKhgD", far.astype(q.dtype), prefix_v, preferred_element_type=f32)
+    by_row = lambda x: x.reshape(groups * siblings, *x.shape[2:])[place]  # noqa: E731
+    far_top, far_total, far_out = by_row(far_top), by_row(far.sum(-1, keepdims=True)), by_row(far_out)
+    near_top = near.max(-1, keepdims=True)
+    near = jnp.exp(near - near_top)
+    near_out = jnp.einsum("RhgT,RhTD->RhgD", near.astype(q.dtype), suffix_v, preferred_element_type=f32)
+    top = jnp.maximum(near_top, far_top)
+    # A part of which nothing is valid has the maximum MASKED, and so the share 0.
+    near_share, far_share = jnp.exp(near_top - top), jnp.exp(far_top - top)
+    total = near.sum(-1, keepdims=True) * near_share + far_total * far_share
+    out = (near_out * near_share + far_out * far_share) / total
+    return out.reshape(rows, heads, dim).astype(q.dtype)
 
 
 # The backward pass computes the scores again: keeping them costs more, in memory and (measured) in time.

