@@ -1,7 +1,9 @@
 """Checkpoints of a run: Orbax, atomic, restored onto any mesh.
 
-`<run_dir>/checkpoints/<step>/` holds three items: `params`, `opt_state` (trees of arrays) and `meta` (JSON:
-step, updates, the model's config.json). A checkpoint that was not finished is never listed.
+`<run_dir>/checkpoints/<step>/` holds trees of arrays (`params`, `opt_state`, others that the learner names,
+and with rl.staleness `next_policy`, the weights that the next step is sampled with) and `meta` (JSON). One that was
+not finished is never listed. Random streams and the order of questions are functions of the seed and
+the step, so the step is all that a run needs to go on with the same numbers.
 """
 
 from __future__ import annotations
@@ -29,18 +31,32 @@ class Meta:
     updates: int
     model: dict[str, Any]
     """The model's configuration, in the layout of Hugging Face's config.json."""
+    theme_css: str = ""
+    """Text of the theme that its pages were drawn with."""
+    order: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """What the order of questions depends on: seed, number of questions, questions per step."""
+    skipped_in_row: int = 0
+    """Updates in a row that were skipped for a gradient that is not finite, up to this step."""
 
 
 class Checkpoints:
     """The checkpoints of one run directory. Saving is asynchronous; `close` waits for it."""
 
-    def __init__(self, run_dir: str | Path, keep: int | None = None, read_only: bool = False):
+    def __init__(
+        self, run_dir: str | Path, keep: int | None = None, keep_best: int = 0, read_only: bool = False
+    ):
+        """Keeps the newest `keep` (None: all) and the `keep_best` with the best `score` of `save`."""
         self.directory = Path(run_dir).absolute() / "checkpoints"
         if read_only and not self.directory.is_dir():
             raise UserError(f"{run_dir}: no checkpoints there; name the directory of a run (--run.dir)")
         self._manager = ocp.CheckpointManager(
             self.directory,
-            options=ocp.CheckpointManagerOptions(max_to_keep=keep, read_only=read_only, create=not read_only),
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=None if keep is None else _preservation(keep, keep_best),
+                best_fn=_score,  # so that scores are written; what is kept says the policy
+                read_only=read_only,
+                create=not read_only,
+            ),
         )
 
     def latest(self) -> int | None:
@@ -51,17 +67,24 @@ class Checkpoints:
         """Every complete step, ascending."""
         return sorted(self._manager.all_steps())
 
-    def save(self, step: int, params: nnx.State, opt_state: Any, meta: Meta) -> None:
-        """Start saving; returns once the arrays are copied from the devices."""
+    def has(self, step: int, item: str) -> bool:
+        """Whether a checkpoint holds this tree of arrays."""
+        return (self.directory / str(step) / item).is_dir()
+
+    def save(self, meta: Meta, items: dict[str, Any], score: float | None = None) -> None:
+        """Start saving the named trees of arrays; returns once they are copied from the devices.
+
+        `score` is the step's accuracy in validation, if it had one.
+        """
+        saved = {name: ocp.args.StandardSave(tree) for name, tree in items.items() if name != "params"}
         # Chunks follow the stacked `layers` axis, so that an export reads one layer at a time.
+        params = items["params"]
         by_layer = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=2**28, shard_axes=(0,)), params)
+        saved["params"] = ocp.args.StandardSave(params, save_args=by_layer)
         self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                params=ocp.args.StandardSave(params, save_args=by_layer),
-                opt_state=ocp.args.StandardSave(opt_state),
-                meta=ocp.args.JsonSave(dataclasses.asdict(meta)),
-            ),
+            meta.step,
+            args=ocp.args.Composite(**saved, meta=ocp.args.JsonSave(dataclasses.asdict(meta))),
+            metrics=None if score is None else {SCORE: score},
         )
 
     def meta(self, step: int) -> Meta:
@@ -86,6 +109,21 @@ class Checkpoints:
 
     def __exit__(self, *_: Any) -> None:
         self.close()
+
+
+SCORE = "validation/accuracy"
+"""Name under which a checkpoint's metrics hold its score."""
+
+
+def _score(metrics: dict[str, float]) -> float:
+    return metrics[SCORE]
+
+
+def _preservation(keep: int, keep_best: int) -> Any:
+    policies = ocp.checkpoint_managers
+    best = policies.BestN(n=keep_best, get_metric_fn=_score, keep_checkpoints_without_metrics=False)
+    newest = policies.LatestN(n=keep)
+    return policies.AnyPreservationPolicy([newest, best]) if keep_best else newest
 
 
 def abstract_like(tree: Any, shardings: Any = None) -> Any:
@@ -137,6 +175,7 @@ def save_run(run_dir: str | Path, config: Config, model: Qwen25VLConfig, params:
     """
     from memocr_jax.config import save_config
     from memocr_jax.rl.update import init_optimizer, make_optimizer
+    from render.theme import theme_css
 
     run_dir = Path(run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
@@ -144,4 +183,5 @@ def save_run(run_dir: str | Path, config: Config, model: Qwen25VLConfig, params:
     mesh = jax.tree.leaves(params)[0].sharding.mesh
     opt_state = init_optimizer(make_optimizer(config.optimizer), params, mesh)
     with Checkpoints(run_dir, keep=CheckpointConfig().keep) as checkpoints:
-        checkpoints.save(0, params, opt_state, Meta(0, 0, model.to_dict()))
+        meta = Meta(0, 0, model.to_dict(), theme_css=theme_css(config.render))
+        checkpoints.save(meta, {"params": params, "opt_state": opt_state})

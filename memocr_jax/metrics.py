@@ -53,6 +53,24 @@ class Metrics:
         """Add `n` to the count `name`; counting 0 makes the name appear."""
         self._counts[name] = self._counts.get(name, 0) + n
 
+    def parts(self) -> dict[str, dict]:
+        """Sums, weights and counts as plain values, which another process can merge."""
+        return {
+            "means": {name: [mean.total, mean.weight] for name, mean in self._means.items()},
+            "counts": dict(self._counts),
+        }
+
+    @classmethod
+    def merged(cls, everyone: Iterable[dict[str, dict]]) -> Metrics:
+        """The metrics of all from the `parts` of each."""
+        merged = cls()
+        for parts in everyone:
+            for name, (total, weight) in parts["means"].items():
+                merged.add_sum(name, total, weight)
+            for name, n in parts["counts"].items():
+                merged.count(name, n)
+        return merged
+
     def as_dict(self) -> dict[str, float | None]:
         """Every metric by name, sorted; a mean over nothing, or not finite, is None (JSON null)."""
         means = {name: mean.mean for name, mean in self._means.items()}

@@ -1,8 +1,8 @@
 """Several processes that train one model: who they are, and the few things on which they must agree.
 
-Each process rolls out its own questions on its own devices and meets the others only here: at start-up, when a
-step's micro-batches are packed, and in the update itself. A function that says "every process" must be called
-by all of them, in the same order, from the main thread.
+Each process rolls out its own questions on its own devices and meets the others only at start-up, when a
+step's micro-batches are packed, in the update itself and at the step's end. Every process must call these
+functions, in the same order, from its main thread.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import jax
 import numpy as np
 
 from memocr_jax.errors import UserError
+from render.errors import RenderError
 
 T = TypeVar("T")
 
@@ -95,14 +96,14 @@ def require_same(**values: Any) -> None:
 
 
 def together(make: Callable[[], T]) -> T:
-    """`make()` on every process; when it fails with a UserError on one, all raise it.
+    """`make()` on every process; when a user's error stops it on one, all raise it.
 
     A process that raised alone would leave the others waiting for it.
     """
     failure, made = None, None
     try:
         made = make()
-    except UserError as error:
+    except (UserError, RenderError) as error:
         failure = error
     if jax.process_count() > 1:
         failures = gather(None if failure is None else str(failure))

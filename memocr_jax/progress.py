@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 class TrainProgress:
     """A bar with the stage under way, and one line for each finished step."""
 
-    def __init__(self, steps: int):
-        self._console = Console(highlight=False)
+    def __init__(self, steps: int, quiet: bool = False):
+        self._console = Console(highlight=False, quiet=quiet)
         self._progress = Progress(
             TextColumn("step"),
             MofNCompleteColumn(),
@@ -56,6 +56,10 @@ class TrainProgress:
         """Show what is being done within the step."""
         self._progress.update(self._task, stage=f"{name} {done}/{total}")
 
+    def say(self, line: str) -> None:
+        """Print a line above the bar."""
+        self._progress.console.print(line, soft_wrap=True)
+
     def start(
         self,
         config: Config,
@@ -82,7 +86,9 @@ class TrainProgress:
         self._progress.update(self._task, completed=step, stage="compiling the first step")
         self._last = time.perf_counter()
 
-    def step(self, step: int, metrics: Mapping[str, float | None]) -> None:
+    def step(
+        self, step: int, metrics: Mapping[str, float | None], timing: Mapping[str, float | None]
+    ) -> None:
         """Report a finished step."""
         now = time.perf_counter()
         self._times.append(now - self._last)
@@ -93,8 +99,8 @@ class TrainProgress:
         show = lambda name: "  - " if metrics[name] is None else f"{metrics[name]:.2f}"  # noqa: E731
         self._progress.console.print(
             f"step {step:>4}/{self._steps}  reward std {show('reward/std')}  augM {show('reward/aug_m')}  "
-            f"augQ {show('reward/aug_q')}  {metrics['time/tokens_per_s']:6,.0f} tokens/s  "
-            f"{metrics['time/step_s']:5.1f} s  left {_duration(left)}",
+            f"augQ {show('reward/aug_q')}  {timing['time/tokens_per_s']:6,.0f} tokens/s  "
+            f"{timing['time/step_s']:5.1f} s  left {_duration(left)}",
             soft_wrap=True,
         )
         self._progress.update(self._task, completed=step, left=_duration(left), stage="")

@@ -20,6 +20,11 @@ from memocr_jax.tokenizer import Tokenizer
 from memocr_jax.types import READ_KINDS, Turn
 from render.views import image_tokens
 
+METRICS = "metrics.jsonl"
+"""What was computed, a line a step: the same, byte for byte, however often a run was interrupted."""
+TIMING = "timing.jsonl"
+"""What the clock said, a line a step."""
+
 
 def prepare(run_dir: Path, fresh: bool) -> Path | None:
     """Make the run directory; with `fresh`, move what is there aside and return where it went.
@@ -43,46 +48,61 @@ def prepare(run_dir: Path, fresh: bool) -> Path | None:
 
 
 class RunLog:
-    """Writes a run's metrics and trajectories; what is after `step` from an earlier attempt is dropped."""
+    """Writes a run's metrics and trajectories; what is after `step` from an earlier attempt is dropped.
 
-    def __init__(self, run_dir: Path, config: Config, tokenizer: Tokenizer, step: int):
+    Use it as a context manager. `quiet`: write nothing (all processes but the first).
+    """
+
+    def __init__(self, run_dir: Path, config: Config, tokenizer: Tokenizer, step: int, quiet: bool = False):
+        self._dir, self._log, self._tokenizer, self._quiet = run_dir, config.log, tokenizer, quiet
+        if quiet:
+            return
         from tensorboardX import SummaryWriter
 
-        self._dir, self._log, self._tokenizer = run_dir, config.log, tokenizer
         save_config(config, run_dir / "config.yaml")
-        self._metrics_file = run_dir / "metrics.jsonl"
-        _keep_metrics_until(self._metrics_file, step)
+        for name in (METRICS, TIMING):
+            _keep_lines_until(run_dir / name, step)
         for path in (run_dir / "trajectories").glob("step_*.jsonl"):
             if _step_of(path) > step:
                 _remove_trajectory(path)
         self._events = SummaryWriter(str(run_dir), purge_step=step + 1)
         self._wandb = _start_wandb(config, run_dir)
 
-    def metrics(self, step: int, metrics: Mapping[str, float | None]) -> None:
-        """Append one step's metrics to metrics.jsonl (flushed), TensorBoard and Weights & Biases."""
-        with self._metrics_file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **metrics}, allow_nan=False) + "\n")
-        for name, value in metrics.items():
-            if value is not None:
-                self._events.add_scalar(name, value, step)
+    def __enter__(self) -> RunLog:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._quiet:
+            return
+        self._events.close()
+        if self._wandb:
+            self._wandb.finish()
+
+    def metrics(
+        self, step: int, metrics: Mapping[str, float | None], timing: Mapping[str, float | None]
+    ) -> None:
+        """Append a step to metrics.jsonl and timing.jsonl (flushed), TensorBoard and Weights & Biases."""
+        if self._quiet:
+            return
+        for name, values in ((METRICS, metrics), (TIMING, timing)):
+            with (self._dir / name).open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": step, **values}, allow_nan=False) + "\n")
+        everything = {name: value for name, value in {**metrics, **timing}.items() if value is not None}
+        for name, value in everything.items():
+            self._events.add_scalar(name, value, step)
         self._events.flush()
         if self._wandb:
-            self._wandb.log(dict(metrics), step=step)
+            self._wandb.log(everything, step=step)
 
     def trajectories(self, step: int, result: Rollout) -> None:
         """Write every turn of the step's first questions, and their pages and views as PNG."""
-        if not self._log.trajectory_every_steps or step % self._log.trajectory_every_steps:
+        if self._quiet or not self._log.trajectory_every_steps or step % self._log.trajectory_every_steps:
             return
         writer = _TrajectoryWriter(self._dir / "trajectories", step, result, self._tokenizer)
         writer.write(self._log.trajectory_questions)
         written = sorted((self._dir / "trajectories").glob("step_*.jsonl"), key=_step_of)
         for path in written[: -self._log.keep_trajectory_steps]:
             _remove_trajectory(path)
-
-    def close(self) -> None:
-        self._events.close()
-        if self._wandb:
-            self._wandb.finish()
 
 
 class _TrajectoryWriter:
@@ -182,7 +202,7 @@ class _TrajectoryWriter:
         return file
 
 
-def _keep_metrics_until(path: Path, step: int) -> None:
+def _keep_lines_until(path: Path, step: int) -> None:
     """Drop what an attempt that was cut short wrote after the checkpoint (and a line cut in the middle)."""
     if not path.exists():
         return

@@ -23,10 +23,10 @@ from memocr_jax.prompts import Templates, load_templates
 from memocr_jax.rl.pack import Packing
 from memocr_jax.rl.rollout import Agent
 from memocr_jax.rl.update import Learner
-from memocr_jax.sharding import make_mesh, param_shardings
+from memocr_jax.sharding import LocalCopy, local_mesh, make_mesh, own_rows, param_shardings, split_devices
 from memocr_jax.tokenizer import Tokenizer, load_tokenizer
 from render import open_renderer
-from render.settings import TOKEN_PX
+from render.settings import TOKEN_PX, RenderSettings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,9 +38,14 @@ class System:
     templates: Templates
     model: Qwen25VLConfig
     mesh: jax.sharding.Mesh
+    """Of all processes, for the update."""
     graphdef: nnx.GraphDef
     abstract_params: nnx.State
-    """ShapeDtypeStructs with their shardings."""
+    """Shapes, types and logical axes."""
+    sampler_mesh: jax.sharding.Mesh
+    """This process's own devices, for rollouts."""
+    sampler_params: LocalCopy
+    """Parameters on `mesh` -> their copy on `sampler_mesh`."""
 
     def initial_params(self) -> nnx.State:
         """The parameters that the run starts from; also its reference policy."""
@@ -50,17 +55,23 @@ class System:
         return init_params(self.model, self.config.run.seed, shardings, mesh=self.mesh)
 
     def engine(self) -> Engine:
-        return Engine(self.graphdef, self.model, self.mesh, self.config.engine, self.tokenizer.eos_ids)
+        dtype = jnp.dtype(self.config.model.dtype)
+        graphdef, _ = abstract_model(self.model, dtype=dtype, mesh=self.sampler_mesh)
+        return Engine(graphdef, self.model, self.sampler_mesh, self.config.engine, self.tokenizer.eos_ids)
 
     @contextlib.contextmanager
     def agent(
         self,
         stopwatch: Stopwatch | None = None,
         progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
+        render: RenderSettings | None = None,
     ) -> Iterator[Agent]:
-        """The memory agent, with a renderer that is closed at the end. Missing Chromium is an error here."""
+        """The memory agent, with a renderer that is closed at the end. Missing Chromium is an error here.
+
+        `render` replaces the configuration's section of that name (a checkpoint remembers its theme).
+        """
         config = self.config
-        with open_renderer(config.render, config.agent.memory_format) as renderer:
+        with open_renderer(render or config.render, config.agent.memory_format) as renderer:
             yield Agent(
                 self.engine(),
                 self.tokenizer,
@@ -80,16 +91,24 @@ def build_system(
 
     Args:
         model: its description where that is known (a checkpoint has it), default config.json of model.path.
-        mesh: default the one that `config.mesh` describes, over all devices.
+        mesh: default the one that `config.mesh` describes, over all devices that train.
     """
     tokenizer = load_tokenizer(config.tokenizer.path)
     model = model or _model_config(config)
     _require_matching(model, tokenizer, config)
-    mesh = mesh or make_mesh(config.mesh)
-    graphdef, abstract = abstract_model(model, dtype=jnp.dtype(config.model.dtype), mesh=mesh)
-    param_shardings(abstract, mesh)  # says early what does not divide
+    rollout_devices, training_devices = split_devices(config.engine.devices)
+    if mesh is None:
+        mesh = make_mesh(config.mesh, training_devices)
+    else:
+        rollout_devices = mesh.local_devices
+    own_rows(mesh)  # says early what does not fit
+    sampler_mesh = local_mesh(rollout_devices, config.engine.tensor)
+    dtype = jnp.dtype(config.model.dtype)
+    graphdef, abstract = abstract_model(model, dtype=dtype, mesh=mesh)
+    param_shardings(abstract, mesh)  # likewise
+    sampler_params = LocalCopy(abstract, mesh, sampler_mesh, dtype)
     templates = load_templates(config.prompts.path)
-    return System(config, tokenizer, templates, model, mesh, graphdef, abstract)
+    return System(config, tokenizer, templates, model, mesh, graphdef, abstract, sampler_mesh, sampler_params)
 
 
 def build_learner(system: System, initial: nnx.State, stopwatch: Stopwatch) -> Learner:
@@ -98,14 +117,13 @@ def build_learner(system: System, initial: nnx.State, stopwatch: Stopwatch) -> L
     packing = Packing(
         system.model,
         config.train.max_row_tokens,
-        config.train.micro_batch_rows,
+        config.train.micro_batch_rows // jax.process_count(),
         config.train.length_multiple,
         config.engine.window_multiple,
     )
     return Learner(
         system.graphdef,
-        # Updates donate the parameters they change, so the reference is a copy of its own.
-        jax.tree.map(jnp.copy, initial) if config.rl.kl_coef else None,
+        initial,
         system.mesh,
         config.rl,
         config.optimizer,
@@ -114,6 +132,9 @@ def build_learner(system: System, initial: nnx.State, stopwatch: Stopwatch) -> L
         config.train.logp_chunk_tokens,
         max(config.agent.draft_max_new_tokens, config.agent.read_max_new_tokens),
         stopwatch,
+        trainable=config.train.trainable,
+        lora=config.lora,
+        seed=config.run.seed,
     )
 
 

@@ -1,18 +1,30 @@
 """Train: `python -m memocr_jax.train --config configs/tiny.yaml [--rl.group-size 8 ...]`.
 
-The same command continues a run from its newest complete checkpoint.
+The same command continues a run from its newest complete checkpoint. On several hosts every process runs it
+(`processes.launcher`).
 """
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from memocr_jax.config import Config, parse_command
-from memocr_jax.errors import run_command
+from memocr_jax.config import Config, parse_command, to_tree
+from memocr_jax.errors import UserError, run_command
+
+if TYPE_CHECKING:
+    from memocr_jax.checkpoint import Checkpoints, Meta
+    from memocr_jax.data.loader import Examples
+    from memocr_jax.rl.rollout import Agent
+    from memocr_jax.rl.step import Rollout
+    from memocr_jax.rl.update import Learner, TrainState, Update
+    from memocr_jax.system import System
 
 PREEMPTED = 75
 """Exit status after SIGTERM: saved, start the same command again (EX_TEMPFAIL)."""
@@ -25,77 +37,335 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def train(config: Config) -> int:
-    """Run or continue the training that `config` describes; returns the exit status."""
+    """Run or continue the training that `config` describes; returns the exit status.
+
+    Raises UserError for what is wrong with the configuration, the data, the model or the run directory, and
+    when training goes wrong for good (health.*); then what was done so far is saved.
+    """
     # Heavy imports come after the configuration was checked, so that its errors come at once.
-    from memocr_jax import run_directory
-    from memocr_jax.checkpoint import Checkpoints, Meta, abstract_like, require_same_model
+    from memocr_jax.processes import joined
+
+    with joined(config.processes):
+        return _train(config)
+
+
+def _train(config: Config) -> int:
+    import jax
+
+    from memocr_jax import __version__, run_directory
+    from memocr_jax.checkpoint import Checkpoints
     from memocr_jax.data.loader import QuestionOrder, load_examples
     from memocr_jax.metrics import Stopwatch
+    from memocr_jax.processes import is_main, require_same, together
     from memocr_jax.progress import TrainProgress
     from memocr_jax.report import write_about, write_report
-    from memocr_jax.rl.step import train_step
-    from memocr_jax.rl.step_metrics import rollout_metrics
-    from memocr_jax.rl.update import TrainState
+    from memocr_jax.rl.schedule import Schedule
+    from memocr_jax.rl.step import rollout, update
+    from memocr_jax.rl.step_metrics import update_flops
     from memocr_jax.system import build_learner, build_system, parameter_count
 
     run_dir = Path(config.run.dir)
-    system = build_system(config)
-    examples = load_examples(config.data, system.tokenizer, "train")
+    system = together(lambda: build_system(config))
+    examples = together(lambda: load_examples(config.data, system.tokenizer, "train"))
+    together(lambda: _require_equal_shares(config))
+    if jax.process_count() > 1:
+        require_same(version=__version__, configuration=_alike(config), data=_fingerprint(examples))
     order = QuestionOrder(len(examples), config.rl.questions_per_step, config.run.seed)
-    moved = run_directory.prepare(run_dir, config.run.fresh)
+    moved = together(lambda: run_directory.prepare(run_dir, config.run.fresh) if is_main() else None)
     stopwatch = Stopwatch()
 
-    with (
-        TrainProgress(config.train.steps) as progress,
-        Checkpoints(run_dir, config.checkpoint.keep) as checkpoints,
-        system.agent(stopwatch, progress.stage) as agent,
-    ):
+    with contextlib.ExitStack() as stack:
+        progress = stack.enter_context(TrainProgress(config.train.steps, quiet=not is_main()))
+        checkpoints = stack.enter_context(
+            Checkpoints(run_dir, config.checkpoint.keep, config.checkpoint.keep_best)
+        )
+        newest = checkpoints.latest()
+        meta = None if newest is None else checkpoints.meta(newest)
+        render = together(lambda: _remembered_theme(config, meta, progress.say))
+        agent = together(lambda: stack.enter_context(system.agent(stopwatch, progress.stage, render)))
+
         # The state: fresh, or that of the newest complete checkpoint.
         initial = system.initial_params()
         learner = build_learner(system, initial, stopwatch)
-        newest = checkpoints.latest()
-        if newest is None:
-            state = learner.init(initial)
+        if meta is None:
+            state, next_policy = learner.init(initial), None
         else:
-            meta = checkpoints.meta(newest)
-            require_same_model(meta, system.model, run_dir)
-            target = {"params": abstract_like(initial), "opt_state": learner.abstract_opt_state(initial)}
-            state = TrainState(**checkpoints.restore(newest, **target), step=meta.step, updates=meta.updates)
+            state, next_policy = _restored(config, system, learner, checkpoints, meta, len(examples), initial)
         parameters = parameter_count(initial)
         del initial  # the reference policy, where one is needed, is the learner's
         progress.start(config, run_dir, parameters, examples, state.step, moved)
-        log = run_directory.RunLog(run_dir, config, system.tokenizer, state.step)
-        write_about(run_dir, model_parameters=parameters)
+        log = stack.enter_context(
+            run_directory.RunLog(run_dir, config, system.tokenizer, state.step, quiet=not is_main())
+        )
+        if is_main():
+            write_about(run_dir, model_parameters=parameters)
+        validate = _Validation(config, system, agent)
 
+        def sample(policy: Any, step: int) -> Rollout:
+            with stopwatch("reshard"):
+                policy = system.sampler_params(policy)
+            questions = [examples[i] for i in _own_questions(order[step - 1].tolist(), config)]
+            return rollout(agent, policy, questions, config.rl, config.sampling, step)
+
+        schedule = Schedule(sample, config.rl.staleness, config.train.steps, next_policy)
+        stack.callback(schedule.close)
         with _StopSignals() as stop:
-            while state.step < config.train.steps and not stop.received:
+            stopped = None
+            while state.step < config.train.steps and stopped is None:
                 step = state.step + 1
                 started = time.perf_counter()
-                batch = [examples[i] for i in order[step - 1]]
-                tokens_before = agent.engine.sampled_tokens
-                state, result, update = train_step(
-                    agent, learner, state, batch, config.rl, config.sampling, step
-                )
-                seconds = time.perf_counter() - started
-                sampled = agent.engine.sampled_tokens - tokens_before
-                metrics = {
-                    **rollout_metrics(result),
-                    **update,
-                    "rollout/sampled_tokens": sampled,
-                    **{f"time/{name}_s": value for name, value in sorted(stopwatch.take().items())},
-                    "time/step_s": seconds,
-                    "time/tokens_per_s": sampled / seconds,
-                }
-                log.metrics(step, metrics)
+                result = schedule.take(learner.policy_params(state), step)
+                updated, minibatches = update(learner, state, result, _own_minibatch(config))
+                state = updated.state
+                metrics, stopped = _exchange(result, stop.received)
+                metrics |= updated.metrics
+                if config.validation.every_steps and step % config.validation.every_steps == 0:
+                    metrics |= validate(learner.policy_params(state))
+                failure = _failure(config, run_dir, metrics, updated, minibatches)
+                flops = update_flops(minibatches, system.model, config.train.trainable)
+                timing = _timing(metrics, time.perf_counter() - started, stopwatch.take(), flops)
+                log.metrics(step, metrics, timing)
                 log.trajectories(step, result)
-                progress.step(step, metrics)
-                if step % config.checkpoint.every_steps == 0 or step == config.train.steps or stop.received:
-                    meta = Meta(step, state.updates, system.model.to_dict())
-                    checkpoints.save(step, state.params, state.opt_state, meta)
-        log.close()
-        report = write_report(run_dir)
-        progress.finish(run_dir, report, state.step, stop.received)
-    return {None: 0, signal.SIGINT: 130, signal.SIGTERM: PREEMPTED}[stop.received]
+                progress.step(step, metrics, timing)
+                last = step == config.train.steps or stopped is not None or failure is not None
+                if step % config.checkpoint.every_steps == 0 or last:
+                    items = learner.checkpoint_items(state)
+                    if schedule.next_policy is not None:
+                        items["next_policy"] = schedule.next_policy
+                    score = metrics.get("validation/accuracy")
+                    checkpoints.save(_meta(config, system, state, len(examples), render), items, score)
+                if failure is not None:
+                    checkpoints.close()
+                    raise UserError(failure)
+        if is_main():
+            report = write_report(run_dir)
+            progress.finish(run_dir, report, state.step, stopped)
+    return {None: 0, signal.SIGINT: 130, signal.SIGTERM: PREEMPTED}[stopped]
+
+
+def _alike(config: Config) -> dict[str, Any]:
+    """What must be the same on every process: everything but which of them it is."""
+    tree = to_tree(config)
+    del tree["processes"]["index"]
+    return tree
+
+
+def _fingerprint(examples: Examples) -> list[Any]:
+    """Tells one set of questions from another by some of them."""
+    some = range(0, len(examples), -(-len(examples) // 16))
+    return [len(examples), *((examples[i].example_id, examples[i].document_tokens) for i in some)]
+
+
+def _require_equal_shares(config: Config) -> None:
+    import jax
+
+    for name, value in {
+        "rl.minibatch_questions": config.rl.minibatch_questions,
+        "train.micro_batch_rows": config.train.micro_batch_rows,
+    }.items():
+        if value % jax.process_count():
+            raise UserError(
+                f"{name} is {value}, which does not divide over {jax.process_count()} processes; the nearest "
+                f"that does is {max(1, round(value / jax.process_count())) * jax.process_count()}"
+            )
+
+
+def _own_questions(indices: Sequence[int], config: Config) -> list[int]:
+    """The questions of a step that this process samples."""
+    import jax
+
+    from memocr_jax.processes import own_share
+
+    part = config.rl.minibatch_questions
+    return own_share(indices, part, jax.process_index(), jax.process_count())
+
+
+def _own_minibatch(config: Config) -> int:
+    import jax
+
+    return config.rl.minibatch_questions // jax.process_count()
+
+
+def _remembered_theme(config: Config, meta: Meta | None, say: Callable[[str], None]) -> Any:
+    """The settings of the renderer with the theme's text: the run goes on with the one it began with."""
+    from render.theme import theme_css
+
+    css = theme_css(config.render)
+    if meta is not None and meta.theme_css and meta.theme_css != css:
+        say(
+            f"render.theme {config.render.theme}: changed since; the run goes on with the theme it began with"
+        )
+        css = meta.theme_css
+    return dataclasses.replace(config.render, theme_css=css)
+
+
+def _order(config: Config, questions: int) -> dict[str, Any]:
+    return {
+        "run.seed": config.run.seed,
+        "number of questions": questions,
+        "rl.questions_per_step": config.rl.questions_per_step,
+    }
+
+
+def _meta(config: Config, system: System, state: TrainState, questions: int, render: Any) -> Meta:
+    from memocr_jax.checkpoint import Meta
+
+    return Meta(
+        state.step,
+        state.updates,
+        system.model.to_dict(),
+        theme_css=render.theme_css,
+        order=_order(config, questions),
+        skipped_in_row=state.skipped_in_row,
+    )
+
+
+def _restored(
+    config: Config,
+    system: System,
+    learner: Learner,
+    checkpoints: Checkpoints,
+    meta: Meta,
+    questions: int,
+    initial: Any,
+) -> tuple[TrainState, Any]:
+    """The state of a checkpoint, and (rl.staleness 1) the weights that its next step is sampled from."""
+    from memocr_jax.checkpoint import abstract_like, require_same_model
+
+    require_same_model(meta, system.model, config.run.dir)
+    for name, now in _order(config, questions).items():
+        if meta.order and meta.order[name] != now:
+            raise UserError(
+                f"{config.run.dir}: its checkpoint was made with {name} {meta.order[name]}, now it is {now}, "
+                "and questions would come in another order; set it back, or use another --run.dir or --run.fresh"
+            )
+    items = learner.abstract_items()
+    stale = config.rl.staleness and meta.step
+    if stale and not checkpoints.has(meta.step, "next_policy"):
+        raise UserError(
+            f"{config.run.dir}: its checkpoint was made with rl.staleness 0 and lacks the weights to sample "
+            "from; set it back, or use another --run.dir or --run.fresh"
+        )
+    if stale:
+        items["next_policy"] = abstract_like(initial)
+    restored = checkpoints.restore(meta.step, **items)
+    next_policy = restored.pop("next_policy", None)
+    state = learner.restored(restored, step=meta.step, updates=meta.updates)
+    state.skipped_in_row = meta.skipped_in_row
+    return state, next_policy
+
+
+def _exchange(result: Rollout, stop: int | None) -> tuple[dict[str, float | None], int | None]:
+    """The rollout's metrics over all processes, and the signal that any of them received."""
+    from memocr_jax.metrics import Metrics
+    from memocr_jax.processes import gather
+    from memocr_jax.rl.step_metrics import rollout_metrics
+
+    everyone = gather({"metrics": rollout_metrics(result).parts(), "stop": stop})
+    metrics = Metrics.merged(theirs["metrics"] for theirs in everyone).as_dict()
+    received = [theirs["stop"] for theirs in everyone if theirs["stop"] is not None]
+    return metrics, received[0] if received else None
+
+
+def _failure(
+    config: Config, run_dir: Path, metrics: dict[str, Any], updated: Update, minibatches: Sequence[Any]
+) -> str | None:
+    """Why the run must stop, if it must. All processes see the same numbers."""
+    import jax
+
+    from memocr_jax.rl.pack import save_minibatch
+
+    health = config.health
+    if health.max_skipped_updates and updated.state.skipped_in_row >= health.max_skipped_updates:
+        path = run_dir / "failed" / f"step_{updated.state.step:06d}_process_{jax.process_index()}.npz"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_minibatch(path, minibatches[updated.skipped[-1]])
+        return (
+            f"health.max_skipped_updates: {updated.state.skipped_in_row} updates in a row had a loss or a "
+            f"gradient that is not finite; the last batch is in {path}, the weights before them in the "
+            "checkpoint; lower optimizer.learning_rate or use model.dtype float32"
+        )
+    memories = config.rl.questions_per_step * config.rl.group_size
+    if metrics["render/failed"] > health.max_failed_pages * memories:
+        return (
+            f"health.max_failed_pages: {metrics['render/failed']:.0f} of {memories} pages could not be drawn "
+            f"(allowed: {health.max_failed_pages:.0%}); see the pages' status in {run_dir / 'trajectories'}"
+        )
+    return None
+
+
+def _timing(
+    metrics: dict[str, Any],
+    step_s: float,
+    stages: dict[str, float],
+    flops: float,
+) -> dict[str, float | None]:
+    """What depends on the clock: seconds by stage (of process 0), and what they make of the step's work.
+
+    `flops` are those of this process's part of the update.
+    """
+    import jax
+
+    from memocr_jax.models.flops import peak_flops
+
+    stages = {"render_exposed": 0.0, **stages}
+    peak = peak_flops(jax.devices()[0].device_kind)
+    return {
+        **{f"time/{name}_s": value for name, value in sorted(stages.items()) if name != "render_exposed"},
+        "time/step_s": step_s,
+        "time/tokens_per_s": metrics["rollout/sampled_tokens"] / step_s,
+        "render/exposed_s": stages["render_exposed"],
+        "update/mfu": flops / (peak * jax.local_device_count() * stages["update"]) if peak else None,
+    }
+
+
+class _Validation:
+    """Reads validation questions at the budgets of `validation`, with the code of `evaluate`."""
+
+    def __init__(self, config: Config, system: System, agent: Agent):
+        self._config, self._system, self._agent = config, system, agent
+        self._examples: list[Any] | None = None
+
+    def __call__(self, policy: Any) -> dict[str, float]:
+        """Accuracy over all processes' questions, by budget and on average; failures count as wrong."""
+        from memocr_jax.config import EvalConfig
+        from memocr_jax.evaluation.methods import evaluate_examples
+        from memocr_jax.metrics import Metrics
+        from memocr_jax.processes import gather
+
+        settings = self._config.validation
+        if self._examples is None:
+            self._examples = self._own_examples()
+        evaluation = EvalConfig(
+            budgets=settings.budgets,
+            methods=("visual memory",),
+            samples=settings.samples,
+            temperature=settings.temperature,
+            top_p=settings.top_p,
+        )
+        stopwatch = self._agent.stopwatch
+        with stopwatch("validation"):
+            agent = dataclasses.replace(
+                self._agent, stopwatch=type(stopwatch)()
+            )  # its stages are not the step's
+            params = self._system.sampler_params(policy)
+            results = evaluate_examples(agent, params, self._examples, evaluation)
+            metrics = Metrics()
+            for result in results:
+                metrics.mean("validation/accuracy", result["em"])
+                metrics.mean(f"validation/accuracy_{result['budget']}", result["em"])
+                metrics.count("validation/failed", result["image_tokens"] is None)
+            return Metrics.merged(gather(metrics.parts())).as_dict()
+
+    def _own_examples(self) -> list[Any]:
+        import jax
+
+        from memocr_jax.data.loader import load_examples
+
+        config = self._config
+        examples = load_examples(config.data, self._system.tokenizer, "validation")
+        count = min(config.validation.questions or len(examples), len(examples))
+        return [examples[i] for i in range(jax.process_index(), count, jax.process_count())]
 
 
 class _StopSignals:

@@ -10,6 +10,7 @@ import numpy as np
 
 from memocr_jax.buckets import batches, bucket
 from memocr_jax.engine import image_grid, image_rows, most_windows
+from memocr_jax.images import vision_batch
 from memocr_jax.models.config import Qwen25VLConfig
 from memocr_jax.rows import PackedRows
 from memocr_jax.types import TrainBatch, Turn
@@ -113,10 +114,23 @@ def _shape(row: list[WeightedTurn], packing: Packing) -> tuple[int, int, int]:
     )
 
 
+def batch_shape(batch: TrainBatch) -> tuple[int, int, int]:
+    """(windows, length, sampled tokens): micro-batches of equal shape run the same executable."""
+    windows = 0 if batch.vision is None else batch.vision.patches.shape[1]
+    return windows, batch.tokens.shape[1], batch.target.shape[1]
+
+
+def empty_batch(shape: tuple[int, int, int], packing: Packing) -> TrainBatch:
+    """A micro-batch of the given `batch_shape` that is all padding."""
+    return _pack_rows([], shape, packing)
+
+
 def _pack_rows(rows: list[list[WeightedTurn]], shape: tuple[int, int, int], packing: Packing) -> TrainBatch:
     windows, length, sampled = shape
     images = [row[0].turn.image for row in rows]
     vision, slots = image_rows(images, packing.rows, windows, packing.model)
+    if windows and not rows:
+        vision, _ = vision_batch([], packing.model.vision, windows=windows, rows=packing.rows)
     packed = PackedRows.empty(packing.rows, length)
     predict_pos = np.zeros((packing.rows, sampled), np.int32)
     target = np.zeros((packing.rows, sampled), np.int32)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from typing import Protocol
 
 import numpy as np
@@ -28,7 +29,7 @@ from render.views import degrade, fit, image_tokens
 class Renderer(Protocol):
     """What the agent needs of a renderer (`render.RenderPool` or its remote client)."""
 
-    def render(self, memories: list[str]) -> list[MemoryPage]: ...
+    def submit(self, memory: str) -> Future[MemoryPage]: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +45,24 @@ class Memory:
     @property
     def readable(self) -> bool:
         return self.page is not None and self.page.pixels is not None
+
+
+@dataclasses.dataclass(frozen=True)
+class PendingPages:
+    """Memories whose pages are being drawn."""
+
+    memories: Sequence[Memory]
+    pages: Sequence[Future[MemoryPage]]
+    stopwatch: Stopwatch
+
+    def result(self) -> list[Memory]:
+        """The memories with their pages, waiting for those that are not ready: time that drawing exposes.
+
+        A page that fails is a status, never an exception.
+        """
+        with self.stopwatch("render_exposed"):
+            pages = [page.result() for page in self.pages]
+        return [dataclasses.replace(m, page=page) for m, page in zip(self.memories, pages, strict=True)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,11 +119,13 @@ class Agent:
         sampling: SamplingConfig,
         label: str | int,
         start: Sequence[str] = (),
+        first: int = 0,
     ) -> list[Memory]:
         """Read every document chunk by chunk; `samples` memories for each question, ordered by (q, g).
 
         At each chunk a question's samples are one group: they share description, question and article, and
         differ in the memory so far. `start` are the memories that the questions begin with, default none.
+        `first` is the q of the first question, where these are a part of a step's.
         """
         start = start or [""] * len(examples)
         texts = {(q, g): start[q] for q in range(len(examples)) for g in range(samples)}
@@ -127,11 +148,11 @@ class Agent:
             for q, group, answers in zip(questions, groups, completions, strict=True):
                 for g, completion in enumerate(answers):
                     turn = Turn(
-                        q, g, TurnKind.DRAFT, group.prefix, group.suffixes[g], None, completion, chunk
+                        first + q, g, TurnKind.DRAFT, group.prefix, group.suffixes[g], None, completion, chunk
                     )
                     drafts[q, g].append(turn)
                     texts[q, g] = self.tokenizer.decode(completion.tokens)
-        return [Memory(q, g, texts[q, g], tuple(drafts[q, g])) for q, g in texts]
+        return [Memory(first + q, g, texts[q, g], tuple(drafts[q, g])) for q, g in texts]
 
     def _draft_group(
         self, example: QaExample, chunk: int, memories: Sequence[str], label: str | int
@@ -146,12 +167,16 @@ class Agent:
             keys.append(row_key(self.seed, "draft", label, example.example_id, g, chunk))
         return PromptGroup(np.array(prefix, np.int32), tuple(suffixes), tuple(keys))
 
+    def submit_pages(self, memories: Sequence[Memory]) -> PendingPages:
+        """Start drawing the memories' pages; meanwhile the device may do something else."""
+        return PendingPages(
+            memories, [self.renderer.submit(memory.text) for memory in memories], self.stopwatch
+        )
+
     def render_memories(self, memories: Sequence[Memory]) -> list[Memory]:
         """The memories with their pages. A page that fails is a status, never an exception."""
         self.progress("render", 0, len(memories))
-        with self.stopwatch("render"):
-            pages = self.renderer.render([memory.text for memory in memories])
-        return [dataclasses.replace(memory, page=page) for memory, page in zip(memories, pages, strict=True)]
+        return self.submit_pages(memories).result()
 
     def read_pages(
         self,

@@ -6,7 +6,8 @@ keeps a Markdown memory; the memory is drawn as a page; the model answers by loo
     draft -> render -> read (three ways) -> score -> advantages -> pack -> update
 
 Left out of this file on purpose: progress, logging and checkpoints (`train.py`), how tokens are sampled
-(`engine.py`) and how the gradient is computed (`update.py`).
+(`engine.py`), how the gradient is computed (`update.py`) and how several processes share the work: each calls
+`rollout` with its own questions, and only `update` needs them all (`agree.py`).
 """
 
 from __future__ import annotations
@@ -15,14 +16,16 @@ import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
+from flax import nnx
 
 from memocr_jax.buckets import batches
 from memocr_jax.config import RLConfig, SamplingConfig
 from memocr_jax.rl.advantages import draft_advantages, group_advantages, read_advantages
-from memocr_jax.rl.pack import WeightedTurn, pack_turns
+from memocr_jax.rl.agree import agree
+from memocr_jax.rl.pack import MiniBatch, WeightedTurn, pack_turns
 from memocr_jax.rl.rewards import Scores, score_readings
 from memocr_jax.rl.rollout import Agent, Memory, Reading
-from memocr_jax.rl.update import Learner, TrainState
+from memocr_jax.rl.update import Learner, TrainState, Update
 from memocr_jax.types import READ_KINDS, QaExample
 
 
@@ -44,22 +47,31 @@ class Rollout:
 
 def rollout(
     agent: Agent,
-    state: TrainState,
+    policy: nnx.State,
     examples: Sequence[QaExample],
     rl: RLConfig,
     sampling: SamplingConfig,
     step: int,
 ) -> Rollout:
-    """Sample a group of memories for each question, read each page three ways, and score the answers."""
-    # Draft, in the text domain: G memories a question, one independent conversation per chunk.
-    memories = agent.draft_memories(state.params, examples, rl.group_size, sampling, step)
+    """Sample a group of memories for each question, read each page three ways, and score the answers.
 
-    # Render: only the final memory is drawn. A page that fails is a status, and its sample has weight zero.
-    memories = agent.render_memories(memories)
+    `policy` are the weights to sample with, on the engine's devices.
+    """
+    # In waves of questions: one wave's pages are drawn while the next is drafted or an earlier one is read.
+    waves = []
+    for first, wave in _waves(examples, rl.waves):
+        # Draft, in the text domain: G memories a question, one independent conversation per chunk.
+        drafted = agent.draft_memories(policy, wave, rl.group_size, sampling, step, first=first)
+        # Render: only the final memory is drawn. A page that fails is a status; its sample has weight zero.
+        waves.append(agent.submit_pages(drafted))
 
-    # Read, in the vision domain: std and augQ at the full budget, augM on the page shrunk 4x per side.
-    requests = agent.training_requests(examples, memories, step)
-    readings = agent.read_pages(state.params, examples, requests, sampling, step)
+    memories, readings = [], []
+    for pages in waves:
+        drawn = pages.result()
+        # Read, in the vision domain: std and augQ at the full budget, augM on the page shrunk 4x per side.
+        requests = agent.training_requests(examples, drawn, step)
+        readings += agent.read_pages(policy, examples, requests, sampling, step)
+        memories += drawn
 
     # Score: correctness of the boxed answer, nothing else. Dense [Q, G, A] with a mask of what was scored.
     scores = score_readings(examples, rl.group_size, readings)
@@ -91,25 +103,23 @@ def weighted_turns(result: Rollout) -> list[WeightedTurn]:
     return turns
 
 
-def train_step(
-    agent: Agent,
-    learner: Learner,
-    state: TrainState,
-    examples: Sequence[QaExample],
-    rl: RLConfig,
-    sampling: SamplingConfig,
-    step: int,
-) -> tuple[TrainState, Rollout, dict[str, float]]:
-    """One complete GRPO step; returns the new state, what was sampled, and the update's metrics."""
-    result = rollout(agent, state, examples, rl, sampling, step)
-
+def update(
+    learner: Learner, state: TrainState, result: Rollout, minibatch_questions: int
+) -> tuple[Update, list[MiniBatch]]:
+    """One GRPO update from what was sampled; also what it was made from."""
     # Pack: turns that share a prefix become one row [prefix | siblings], by mini-batch of questions.
     turns = weighted_turns(result)
     minibatches = [
         pack_turns([t for t in turns if t.turn.q in questions], learner.packing)
-        for questions in batches(len(examples), rl.minibatch_questions)
+        for questions in batches(len(result.examples), minibatch_questions)
     ]
+    minibatches = agree(minibatches, learner.packing, learner.mesh)
 
     # Update: PPO clip with the KL to the initial policy, one optimiser update for each mini-batch.
-    state, metrics = learner.update(state, minibatches)
-    return state, result, metrics
+    return learner.update(state, minibatches), minibatches
+
+
+def _waves(examples: Sequence[QaExample], count: int) -> list[tuple[int, Sequence[QaExample]]]:
+    """The questions in `count` consecutive parts of like size, each with the number of its first."""
+    size = -(-len(examples) // count)
+    return [(part.start, examples[part.start : part.stop]) for part in batches(len(examples), size)]

@@ -2,19 +2,47 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from memocr_jax.metrics import Metrics
+from memocr_jax.models.config import Qwen25VLConfig
+from memocr_jax.models.flops import decoder_flops, head_flops, row_pairs, vision_flops
+from memocr_jax.rl.pack import MiniBatch
 from memocr_jax.rl.step import Rollout
 from memocr_jax.types import READ_KINDS, Stop, TurnKind
 from render.types import PageStatus
 from render.views import image_tokens
 
+
+def update_flops(minibatches: Sequence[MiniBatch], model: Qwen25VLConfig, trainable: str) -> float:
+    """Operations that the update needs for its gradient (`models/flops.py`), this process's rows only.
+
+    A backward pass costs two forward passes: one for the weights' gradients, one for the activations'. What
+    is frozen (train.trainable) lacks the first; the vision tower then lacks both.
+    """
+    decoder = {"all": 3, "decoder": 3, "lora": 2}[trainable]
+    vision = 3 if trainable == "all" else 1
+    total = 0.0
+    for batch in (batch for minibatch in minibatches for batch in minibatch.batches):
+        segments = batch.segments
+        for row in segments:
+            lengths = np.bincount(row[row >= 0], minlength=1)
+            pairs = row_pairs(int(lengths[0]), [int(n) for n in lengths[1:]])
+            total += decoder * decoder_flops(model, int(lengths.sum()), pairs)
+        total += decoder * head_flops(model, int(batch.loss_mask.sum()))
+        if batch.vision is not None:
+            patches = batch.vision.valid.reshape(len(segments), -1).sum(axis=1)
+            total += vision * sum(vision_flops(model, int(n)) for n in patches if n)
+    return total
+
+
 OBJECTIVES = ("std", "aug_m", "aug_q")
 """Names of the objectives in metrics, in the order of `READ_KINDS`."""
 
 
-def rollout_metrics(result: Rollout) -> dict[str, float | None]:
+def rollout_metrics(result: Rollout) -> Metrics:
     """Rewards, lengths, pages and what went wrong. Means are over what was scored; counts are of samples."""
     metrics = Metrics()
     rewards, scored = result.scores.rewards, result.scores.scored
@@ -45,4 +73,7 @@ def rollout_metrics(result: Rollout) -> dict[str, float | None]:
     metrics.count("question/without_answer", sum(not example.answers for example in result.examples))
     metrics.mean("document/tokens", [example.document_tokens for example in result.examples])
     metrics.mean("document/chunks", [len(example.chunks) for example in result.examples])
-    return metrics.as_dict()
+    turns = [turn for memory in result.memories for turn in memory.drafts]
+    turns += [reading.turn for reading in result.readings]
+    metrics.count("rollout/sampled_tokens", sum(len(turn.completion.tokens) for turn in turns))
+    return metrics

@@ -1,0 +1,64 @@
+"""When a step's rollout happens: right before its update, or during the update of the step before."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+T = TypeVar("T")
+
+
+class Schedule:
+    """Hands out the rollouts of one step after another.
+
+    With staleness 0 a step is sampled from the weights that its update starts from. With 1 the sampling of
+    step t + 1 runs in a thread while step t is learned from, so from the weights before update t; what is
+    sampled still depends on nothing but the seed and those weights.
+
+    Args:
+        sample: rolls out a step with the given weights.
+        staleness: 0 or 1 (rl.staleness).
+        last: the last step that is wanted.
+        next_policy: with staleness 1, the weights that the first step is sampled from, where a checkpoint
+            holds them; default those of the first `take`.
+    """
+
+    def __init__(
+        self,
+        sample: Callable[[nnx.State, int], T],
+        staleness: int,
+        last: int,
+        next_policy: nnx.State | None = None,
+    ):
+        self._sample, self._last = sample, last
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="rollout") if staleness else None
+        self._ahead: Future[T] | None = None
+        self.next_policy = next_policy
+        """With staleness 1, the weights that the coming step is sampled from: a checkpoint must hold them."""
+
+    def take(self, policy: nnx.State, step: int) -> T:
+        """The rollout of `step`, whose update starts from the weights `policy`."""
+        if self._thread is None:
+            return self._sample(policy, step)
+        if self._ahead is None:
+            self._start(policy if self.next_policy is None else self.next_policy, step)
+        result = self._ahead.result()
+        # The update will give the memory of `policy` away.
+        self.next_policy = jax.tree.map(jnp.copy, policy)
+        self._ahead = None
+        if step < self._last:
+            self._start(self.next_policy, step + 1)
+        return result
+
+    def _start(self, policy: nnx.State, step: int) -> None:
+        self._ahead = self._thread.submit(self._sample, policy, step)
+
+    def close(self) -> None:
+        """Wait for the sampling under way, whose result nobody wants any more."""
+        if self._thread is not None:
+            self._thread.shutdown()
