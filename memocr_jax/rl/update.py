@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +14,11 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float
 
-from memocr_jax.config import OptimizerConfig, RLConfig
+from memocr_jax.config import LoraConfig, OptimizerConfig, RLConfig
 from memocr_jax.metrics import Stopwatch
-from memocr_jax.rl.loss import Denominators, aggregate, clipped_policy_loss, kl_estimate
+from memocr_jax.rl.loss import Denominators, aggregate, kl_estimate, policy_loss
 from memocr_jax.rl.pack import MiniBatch, Packing
+from memocr_jax.rl.trainable import Trainable
 from memocr_jax.sharding import put_batch, replicated
 from memocr_jax.types import TrainBatch
 
@@ -26,9 +28,21 @@ class TrainState:
     """What a step changes. `step` counts finished steps of the run, `updates` optimiser updates."""
 
     params: nnx.State
+    """The trained part of the parameters; `Learner.policy_params` gives all."""
     opt_state: optax.OptState
     step: int = 0
     updates: int = 0
+    skipped_in_row: int = 0
+    """Updates skipped since the last one that was not, over steps."""
+
+
+class Update(NamedTuple):
+    """What `Learner.update` gives back."""
+
+    state: TrainState
+    metrics: dict[str, float | None]
+    skipped: tuple[int, ...]
+    """Mini-batches (indices into those given) without an update: their loss or gradient was not finite."""
 
 
 def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
@@ -91,9 +105,14 @@ def token_logp(
 
     @jax.checkpoint
     def one(hidden, target):
-        logp = jax.nn.log_softmax(model.head(hidden) / temperature)
-        chosen = jnp.take_along_axis(logp, target[..., None], axis=-1)[..., 0]
-        return chosen, -(jnp.exp(logp) * logp).sum(-1)
+        logits = model.head(hidden) / temperature
+        norm = jax.nn.logsumexp(logits, axis=-1)
+        # Picked by comparison: the gradient of a gather would be a scatter into all logits.
+        is_target = jnp.arange(logits.shape[-1]) == target[..., None]
+        logp = jnp.where(is_target, logits, 0.0).sum(-1) - norm
+        # Entropy is a metric, not a loss: log Z - E[logit].
+        logits, norm = jax.lax.stop_gradient((logits, norm))
+        return logp, norm - (jnp.exp(logits - norm[..., None]) * logits).sum(-1)
 
     _, (logp, entropy) = jax.lax.scan(
         lambda _, x: (None, one(*x)), None, (hidden.transpose(1, 0, 2, 3), target.transpose(1, 0, 2))
@@ -103,12 +122,24 @@ def token_logp(
 
 
 class Learner:
-    """Turns packed mini-batches into updates of a `TrainState` on one mesh."""
+    """Turns packed mini-batches into updates of a `TrainState` on one mesh.
+
+    Args:
+        graphdef: of the model without adapters.
+        initial: all its parameters at the start of the run: the reference policy, of which a copy of the
+            trained part is held if there is a KL term (with adapters: none, the reference is the base), and
+            the part that stays frozen.
+        mesh: their devices.
+        temperature: of sampling; log-probabilities are those of the distribution that was sampled from.
+        logp_chunk_tokens: see `token_logp`.
+        longest_completion: in tokens.
+        trainable, lora, seed: see `Trainable`.
+    """
 
     def __init__(
         self,
         graphdef: nnx.GraphDef,
-        ref_params: nnx.State | None,
+        initial: nnx.State,
         mesh: jax.sharding.Mesh,
         rl: RLConfig,
         optimizer: OptimizerConfig,
@@ -117,135 +148,215 @@ class Learner:
         logp_chunk_tokens: int,
         longest_completion: int,
         stopwatch: Stopwatch,
+        *,
+        trainable: str = "all",
+        lora: LoraConfig | None = None,
+        seed: int = 0,
     ):
-        if rl.kl_coef and ref_params is None:
-            raise ValueError("kl_coef > 0 needs ref_params")
-        self.packing = packing
+        self.packing, self.mesh = packing, mesh
         self.optimizer = make_optimizer(optimizer)
         self.clip_norm = optimizer.clip_norm
-        self._rl, self._mesh, self._ref_params = rl, mesh, ref_params
-        self._longest, self._stopwatch = longest_completion, stopwatch
-        logp = functools.partial(
-            token_logp, graphdef, temperature=temperature, chunk_tokens=logp_chunk_tokens
-        )
-        self._logp = jax.jit(lambda params, batch: logp(params, batch)[0])
+        self._rl, self._longest, self._stopwatch = rl, longest_completion, stopwatch
+        self._trainable = Trainable(graphdef, initial, trainable, lora or LoraConfig(), mesh, seed)
+
+        def logp(graphdef, trained, frozen, batch):
+            params = self._trainable.whole(trained, frozen)
+            return token_logp(graphdef, params, batch, temperature, logp_chunk_tokens)
+
+        ours = functools.partial(logp, self._trainable.graphdef)
+        self._logp = jax.jit(lambda *args: ours(*args)[0])
+        if not rl.kl_coef:
+            self._ref_logp = None
+        elif trainable == "lora":
+            base = jax.jit(lambda *args: logp(graphdef, *args)[0])
+            nothing = nnx.State({})
+            self._ref_logp = lambda batch: base(nothing, self._trainable.frozen, batch)
+        else:
+            # Updates donate the parameters they change, so the reference is a copy of its own.
+            reference = jax.tree.map(jnp.copy, self._trainable.fresh(initial))
+            self._ref_logp = lambda batch: self._logp(reference, self._trainable.frozen, batch)
         self._accumulate = jax.jit(
-            functools.partial(_accumulate, logp, rl), donate_argnames=("grads", "sums")
+            functools.partial(_accumulate, ours, rl), donate_argnames=("grads", "sums")
         )
         self._apply = jax.jit(
             functools.partial(_apply, self.optimizer), donate_argnames=("params", "opt_state")
         )
-        self._zeros = jax.jit(lambda params: jax.tree.map(jnp.zeros_like, params))
+        zero = {name: jnp.zeros((), jnp.float32) for name in _SUMS}
+        self._zeros = jax.jit(lambda params: (jax.tree.map(jnp.zeros_like, params), zero))
 
     def init(self, params: nnx.State) -> TrainState:
-        """A fresh state; the optimiser's moments are laid out as the parameters are."""
-        return TrainState(params, init_optimizer(self.optimizer, params, self._mesh))
+        """A fresh state that starts from `params` (all of them), which it consumes; moments are laid out as
+        the parameters are."""
+        trained = self._trainable.fresh(params)
+        return TrainState(trained, init_optimizer(self.optimizer, trained, self.mesh))
 
-    def abstract_opt_state(self, params: nnx.State) -> optax.OptState:
-        """The optimiser state's shapes and shardings for these parameters, without its memory."""
-        return abstract_optimizer(self.optimizer, params, self._mesh)
+    def policy_params(self, state: TrainState) -> nnx.State:
+        """All parameters of the model without adapters: what samples, is evaluated and exported.
 
-    def update(
-        self, state: TrainState, minibatches: Sequence[MiniBatch]
-    ) -> tuple[TrainState, dict[str, float]]:
-        """One optimiser update for each mini-batch that has a token; returns the metrics of them all.
+        Shares its arrays with the state, which the next update consumes; merged adapters are a copy.
+        """
+        return self._trainable.policy(state.params)
 
-        `state` is consumed. Old log-probabilities are those of the parameters at the start of the step, as
-        the update itself computes them, so the ratio is exactly 1 until the first update. Metrics are means
-        over all tokens (`loss/*`, `kl/*`, `policy/*`) or over updates (`grad/*`).
+    def checkpoint_items(self, state: TrainState) -> dict[str, Any]:
+        """Trees to save: `params` is always the whole policy; `restored` needs those of `abstract_items`."""
+        return {**self._trainable.saved(state.params), "opt_state": state.opt_state}
+
+    def abstract_items(self) -> dict[str, Any]:
+        """Shapes, types and shardings of the items that `restored` takes, without their memory."""
+        items = self._trainable.abstract_saved()
+        trained = self._trainable.restored(items)
+        return {**items, "opt_state": abstract_optimizer(self.optimizer, trained, self.mesh)}
+
+    def restored(self, items: dict[str, Any], step: int, updates: int, skipped_in_row: int = 0) -> TrainState:
+        """The state of a checkpoint's items."""
+        trained = self._trainable.restored(items)
+        return TrainState(trained, items["opt_state"], step, updates, skipped_in_row)
+
+    def update(self, state: TrainState, minibatches: Sequence[MiniBatch]) -> Update:
+        """One optimiser update for each mini-batch that has a token; `state` is consumed.
+
+        Old log-probabilities (`rl.old_logp: recomputed`) are those of the parameters at the start of the
+        step, as the update itself computes them, so the ratio is exactly 1 until the first update, however
+        old the policy was that sampled: that gap is `rl.tis_cap`'s. A mini-batch whose loss or gradient is
+        not finite changes neither parameters nor moments, and counts in `update/skipped` alone; metrics are
+        means over the tokens (`kl/*`, `policy/*`, `tis/*`) or number (`loss/*`, `grad/*`) of the other
+        updates, None where there is nothing to average. Every decision here follows from the mini-batches'
+        totals and from results that all processes have.
         """
         with self._stopwatch("update"):
-            return self._update(state, [m for m in minibatches if m.tokens])
+            return self._update(state, minibatches)
 
-    def _update(
-        self, state: TrainState, minibatches: Sequence[MiniBatch]
-    ) -> tuple[TrainState, dict[str, float]]:
-        on_device = [[put_batch(batch, self._mesh) for batch in m.batches] for m in minibatches]
-        first = len(minibatches) == 1
-        prepared = [
-            [
-                (
-                    batch,
-                    # A single update starts from the sampling policy: its own logp are the old ones.
-                    None if first else self._logp(state.params, batch),
-                    self._logp(self._ref_params, batch) if self._rl.kl_coef else None,
-                )
-                for batch in micro
-            ]
-            for micro in on_device
-        ]
+    def _update(self, state: TrainState, minibatches: Sequence[MiniBatch]) -> Update:
+        indices = [i for i, m in enumerate(minibatches) if m.tokens]
+        minibatches = [minibatches[i] for i in indices]
+        frozen = self._trainable.frozen
+        # With one update, or the sampler's, no pass of its own: the update starts from its own policy.
+        recompute = self._rl.old_logp == "recomputed" and len(minibatches) > 1
+        prepared = []
+        for minibatch in minibatches:
+            micro = [put_batch(batch, self.mesh) for batch in minibatch.batches]
+            old = [self._logp(state.params, frozen, b) if recompute else None for b in micro]
+            ref = [self._ref_logp(b) if self._ref_logp else None for b in micro]
+            prepared.append(list(zip(micro, old, ref, strict=True)))
+
         params, opt_state = state.params, state.opt_state
-        sums_of_all: list[dict] = []
-        norms: list[float] = []
-        for minibatch, micro in zip(minibatches, prepared, strict=True):
-            denominators = Denominators(
-                *(np.float32(n) for n in (minibatch.tokens, minibatch.sequences, self._longest))
+        results = []
+        for number, (minibatch, micro) in enumerate(zip(minibatches, prepared, strict=True)):
+            counts = minibatch.tokens, minibatch.sequences, self._longest
+            # The policy that is updated is still the one that the step began with.
+            at_start = recompute or number == 0
+            *denominators, at_start = jax.device_put(
+                tuple(np.float32(n) for n in (*counts, at_start)), replicated(self.mesh)
             )
-            grads, sums = self._zeros(params), {name: np.float32(0) for name in _SUMS}
+            grads, sums = self._zeros(params)
             for batch, old_logp, ref_logp in micro:
                 grads, sums = self._accumulate(
-                    params, batch, old_logp, ref_logp, denominators, grads=grads, sums=sums
+                    params,
+                    frozen,
+                    batch,
+                    old_logp,
+                    ref_logp,
+                    Denominators(*denominators),
+                    at_start,
+                    grads=grads,
+                    sums=sums,
                 )
-            params, opt_state, norm = self._apply(params=params, opt_state=opt_state, grads=grads)
-            sums_of_all.append(jax.device_get(sums))
-            norms.append(float(norm))
-        new = TrainState(params, opt_state, state.step + 1, state.updates + len(minibatches))
-        return new, self._metrics(minibatches, sums_of_all, norms)
+            params, opt_state, norm, good = self._apply(
+                params=params, opt_state=opt_state, grads=grads, loss=sums["loss"]
+            )
+            results.append((sums, norm, good))
+        results = [(sums, float(norm), bool(good)) for sums, norm, good in jax.device_get(results)]
 
-    def _metrics(self, minibatches, sums_of_all, norms) -> dict[str, float]:
-        tokens = sum(m.tokens for m in minibatches)
-        total = {name: float(sum(s[name] for s in sums_of_all)) for name in _SUMS}
-        updates = len(minibatches)
+        skipped_in_row = state.skipped_in_row
+        for *_, good in results:
+            skipped_in_row = 0 if good else skipped_in_row + 1
+        applied = [(m, r) for m, r in zip(minibatches, results, strict=True) if r[-1]]
+        new = TrainState(params, opt_state, state.step + 1, state.updates + len(applied), skipped_in_row)
+        skipped = tuple(i for i, (*_, good) in zip(indices, results, strict=True) if not good)
+        return Update(new, self._metrics(applied, len(skipped)), skipped)
+
+    def _metrics(self, applied, skipped: int) -> dict[str, float | None]:
+        """`applied` are the mini-batches that were learned from, each with (sums, norm, True)."""
+        tokens, updates = sum(m.tokens for m, _ in applied), len(applied)
+        counts = {"update/tokens": tokens, "update/updates": updates, "update/skipped": skipped}
         if not updates:
-            return {"update/tokens": 0, "update/updates": 0}
+            return counts
+        total = {name: float(sum(sums[name] for _, (sums, *_) in applied)) for name in _SUMS}
+        norms = [norm for _, (_, norm, _) in applied]
+
+        def mean(name: str, number: float, exists: bool = True) -> float | None:
+            return total[name] / number if exists and number else None
+
+        kl, tis = bool(self._rl.kl_coef), bool(self._rl.tis_cap)
         return {
-            "loss/total": total["loss"] / updates,
-            "loss/policy": total["policy"] / updates,
-            "loss/kl": total["kl_loss"] / updates,
-            "kl/mean": total["kl"] / tokens,
-            "policy/entropy": total["entropy"] / tokens,
-            "policy/clip_fraction": total["clipped"] / tokens,
-            "policy/ratio": total["ratio"] / tokens,
-            "rollout/logp_gap": total["logp_gap"] / tokens,
+            "loss/total": mean("loss", updates),
+            "loss/policy": mean("policy", updates),
+            "loss/kl": mean("kl_loss", updates, kl),
+            "kl/mean": mean("kl", tokens, kl),
+            "policy/entropy": mean("entropy", tokens),
+            "policy/ratio": mean("ratio", tokens),
+            "policy/clip_fraction": (total["clipped_low"] + total["clipped_high"]) / tokens,
+            "policy/clip_low_fraction": mean("clipped_low", tokens),
+            "policy/clip_high_fraction": mean("clipped_high", tokens),
+            "policy/dual_clip_fraction": mean("dual_clipped", tokens, bool(self._rl.dual_clip)),
+            "tis/weight": mean("tis_weight", tokens, tis),
+            "tis/truncated_share": mean("tis_truncated", tokens, tis),
+            "rollout/logp_gap": mean("logp_gap", total["logp_gap_tokens"]),
             "grad/norm": sum(norms) / updates,
             "grad/clipped_share": sum(norm > self.clip_norm for norm in norms) / updates,
-            "update/tokens": tokens,
-            "update/updates": updates,
+            **counts,
         }
 
 
-_SUMS = ("loss", "policy", "kl_loss", "kl", "entropy", "clipped", "ratio", "logp_gap")
+_PER_TOKEN = ("ratio", "clipped_low", "clipped_high", "dual_clipped", "tis_weight", "tis_truncated")
+"""Fields of `PolicyLoss` that are summed as metrics."""
+_SUMS = ("loss", "policy", "kl_loss", "kl", "entropy", "logp_gap", "logp_gap_tokens", *_PER_TOKEN)
 
 
 def _accumulate(
-    logp_fn, rl: RLConfig, params, batch: TrainBatch, old_logp, ref_logp, denominators, *, grads, sums
-):
-    """Add one micro-batch's gradient and sums."""
+    logp_fn, rl: RLConfig, params, frozen, batch: TrainBatch, old_logp, ref_logp, denominators, at_start,
+    *, grads, sums,
+):  # fmt: skip
+    """Add one micro-batch's gradient and sums.
+
+    `old_logp` None: the policy's own at this moment, or the sampler's, as `rl.old_logp` says. `at_start` is 1
+    where the gap to the sampler is that of the parameters the step began with.
+    """
 
     def loss_fn(params):
-        logp, entropy = logp_fn(params, batch)
-        old = jax.lax.stop_gradient(logp) if old_logp is None else old_logp
-        policy, clipped = clipped_policy_loss(logp, old, batch.advantage, rl)
-        mean = lambda x: aggregate(x, batch.loss_mask, batch.sequence, denominators, rl.aggregation)  # noqa: E731
-        kl = jnp.zeros_like(logp) if ref_logp is None else kl_estimate(logp, ref_logp, rl.kl_estimator)
-        policy_loss, kl_loss = mean(policy), rl.kl_coef * mean(kl)
-        total = lambda x: jnp.where(batch.loss_mask, x, 0.0).sum()  # noqa: E731
+        logp, entropy = logp_fn(params, frozen, batch)
+        now = jax.lax.stop_gradient(logp)
+        start = now if old_logp is None else old_logp
+        old = batch.sampler_logp if rl.old_logp == "sampler" else start
+        mask = batch.loss_mask
+        policy = policy_loss(logp, old, batch.sampler_logp, batch.advantage, mask, batch.sequence, rl)
+        kl = jnp.zeros_like(logp)
+        if ref_logp is not None:
+            kl = kl_estimate(jnp.where(mask, logp, 0.0), jnp.where(mask, ref_logp, 0.0), rl.kl_estimator)
+        mean = lambda x: aggregate(x, mask, batch.sequence, denominators, rl.aggregation)  # noqa: E731
+        policy_mean, kl_mean = mean(policy.loss), rl.kl_coef * mean(kl)
+        total = lambda x: jnp.where(mask, x, 0.0).sum()  # noqa: E731
         shares = {
-            "loss": policy_loss + kl_loss,
-            "policy": policy_loss,
-            "kl_loss": kl_loss,
+            "loss": policy_mean + kl_mean,
+            "policy": policy_mean,
+            "kl_loss": kl_mean,
             "kl": total(kl),
             "entropy": total(entropy),
-            "clipped": total(clipped),
-            "ratio": total(jnp.exp(logp - old)),
-            "logp_gap": total(jnp.abs(old - batch.sampler_logp)),
+            "logp_gap": at_start * total(jnp.abs(start - batch.sampler_logp)),
+            "logp_gap_tokens": at_start * mask.sum(),
+            **{name: total(getattr(policy, name)) for name in _PER_TOKEN},
         }
-        return policy_loss + kl_loss, shares
+        return policy_mean + kl_mean, shares
 
     gradient, shares = jax.grad(loss_fn, has_aux=True)(params)
     return jax.tree.map(jnp.add, grads, gradient), {name: sums[name] + shares[name] for name in _SUMS}
 
 
-def _apply(optimizer, params, opt_state, grads):
-    updates, opt_state = optimizer.update(grads, opt_state, params)
-    return optax.apply_updates(params, updates), opt_state, optax.tree.norm(grads)
+def _apply(optimizer, params, opt_state, grads, loss):
+    """The updated parameters and moments, or the same as before where loss or gradient are not finite."""
+    norm = optax.tree.norm(grads)
+    good = jnp.isfinite(norm) & jnp.isfinite(loss)
+    updates, new_opt_state = optimizer.update(grads, opt_state, params)
+    keep = lambda new, old: jnp.where(good, new, old)  # noqa: E731
+    new_params = optax.apply_updates(params, updates)
+    return jax.tree.map(keep, new_params, params), jax.tree.map(keep, new_opt_state, opt_state), norm, good

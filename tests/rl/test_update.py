@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from memocr_jax.config import EngineConfig, MeshConfig, OptimizerConfig, RLConfig, SamplingConfig
+from memocr_jax.config import EngineConfig, LoraConfig, MeshConfig, OptimizerConfig, RLConfig, SamplingConfig
 from memocr_jax.engine import Engine, PromptGroup
 from memocr_jax.metrics import Stopwatch
 from memocr_jax.rl.pack import Packing, WeightedTurn, pack_turns
@@ -64,26 +64,36 @@ def turns(small_model, tiny_mesh):
 
 
 def make_learner(
-    small_model, mesh, rl=RL, rows=2, max_row_tokens=256, length_multiple=16, optimizer=OPTIMIZER, chunk=16
+    small_model,
+    mesh,
+    rl=RL,
+    rows=2,
+    max_row_tokens=256,
+    length_multiple=16,
+    optimizer=OPTIMIZER,
+    chunk=16,
+    **options,
 ):
+    """A learner, and the parameters to start from."""
     graphdef, params = small_model.on(mesh)
     packing = Packing(small_model.config, max_row_tokens, rows, length_multiple, 1)
     reference = jax.tree.map(lambda x: x * 1.01, params)  # not the policy itself, so that the KL is not zero
-    return (
-        Learner(graphdef, reference, mesh, rl, optimizer, packing, 1.0, chunk, 7, Stopwatch()),
-        params,
-    )
+    args = (rl, optimizer, packing, 1.0, chunk, 7, Stopwatch())
+    return Learner(graphdef, reference, mesh, *args, **options), params
 
 
 def run(small_model, mesh, turns, steps=3, minibatches=1, **options):
-    """Parameters and metrics after some updates on the same turns."""
+    """All parameters, and metrics, after some updates on the same turns."""
     learner, params = make_learner(small_model, mesh, **options)
     state = learner.init(params)
     parts = [turns] if minibatches == 1 else [[t for t in turns if t.turn.q == q] for q in range(2)]
     for _ in range(steps):
-        state, metrics = learner.update(state, [pack_turns(part, learner.packing) for part in parts])
+        state, metrics, skipped = learner.update(
+            state, [pack_turns(part, learner.packing) for part in parts]
+        )
+        assert skipped == () and metrics["update/skipped"] == 0
     assert state.step == steps and state.updates == steps * len(parts)
-    return jax.device_get(jax.tree.leaves(state.params)), metrics
+    return jax.device_get(jax.tree.leaves(learner.policy_params(state))), metrics
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +159,7 @@ def test_rewarded_tokens_become_likelier_and_punished_ones_less(small_model, tin
     def mean_logp(state, sign):
         total = count = 0
         for batch in minibatch.batches:
-            logp = np.asarray(learner._logp(state.params, batch))
+            logp = np.asarray(learner._logp(state.params, learner._trainable.frozen, batch))
             chosen = batch.loss_mask & (np.sign(batch.advantage) == sign)
             total, count = total + logp[chosen].sum(), count + chosen.sum()
         return total / count
@@ -157,7 +167,7 @@ def test_rewarded_tokens_become_likelier_and_punished_ones_less(small_model, tin
     state = learner.init(params)
     before = mean_logp(state, 1), mean_logp(state, -1)
     for _ in range(5):
-        state, _ = learner.update(state, [minibatch])
+        state = learner.update(state, [minibatch]).state
     after = mean_logp(state, 1), mean_logp(state, -1)
     assert after[0] > before[0] + 0.05
     assert after[1] < before[1] - 0.05
@@ -166,14 +176,10 @@ def test_rewarded_tokens_become_likelier_and_punished_ones_less(small_model, tin
 def test_a_step_with_nothing_to_train_changes_nothing(small_model, tiny_mesh):
     learner, params = make_learner(small_model, tiny_mesh)
     before = jax.device_get(jax.tree.leaves(params))
-    state, metrics = learner.update(learner.init(params), [pack_turns([], learner.packing)])
-    assert metrics == {"update/tokens": 0, "update/updates": 0}
+    state, metrics, _ = learner.update(learner.init(params), [pack_turns([], learner.packing)])
+    assert metrics == {"update/tokens": 0, "update/updates": 0, "update/skipped": 0}
     assert (state.step, state.updates) == (1, 0)
     for a, b in zip(before, jax.device_get(jax.tree.leaves(state.params)), strict=True):
         np.testing.assert_array_equal(a, b)
 
 
-def test_kl_needs_a_reference(small_model, tiny_mesh):
-    learner, _ = make_learner(small_model, tiny_mesh)
-    with pytest.raises(ValueError, match="ref_params"):
-        Learner(None, None, tiny_mesh, RL, OPTIMIZER, learner.packing, 1.0, 16, 7, Stopwatch())
