@@ -95,7 +95,16 @@ class EngineConfig:
     window_multiple: int = 4
     """An image's attention windows (112 x 112 px) are padded to a few numbers, the smallest being this."""
     decode_segment: int = 64
-    """Tokens between two looks at which rows have finished."""
+    """Most tokens between two looks at which rows have finished."""
+    cache_gib: float = 0.0
+    """Memory for keys and values on each device, in GiB (2^30 bytes); 0 means that only `groups` is a limit."""
+    prefill_tokens: int = 8192
+    """Prompt tokens that are computed at once, where a group is not longer by itself."""
+    pool_sizes: int = 2
+    """Numbers of rows that decoding is compiled for, each a quarter of the one before: when few rows are left,
+    decoding goes on with fewer."""
+    length_sizes: int = 2
+    """Lengths that prompts of a kind are padded to when prefilled, each half of the one before."""
     tensor: int = 1
     """Devices of a process that share one layer while sampling; the others hold copies."""
     devices: int = 0
@@ -136,7 +145,7 @@ class RLConfig:
     """How token losses become one number: constant_length is Dr. GRPO (arXiv 2503.20783)."""
     ratio: Literal["token", "sequence"] = "token"
     """What is clipped: each token's probability ratio (PPO), or the turn's, normalised by its length (GSPO,
-    arXiv 2507.18071)."""
+    arXiv 2507.18071, which clips as tightly as clip_low 3e-4, clip_high 4e-4)."""
     old_logp: Literal["recomputed", "sampler"] = "recomputed"
     """Log-probabilities that the ratio is taken to: those of the parameters the step's updates start from,
     computed again by the learner, or those that the sampler gave (saves a forward pass)."""
@@ -455,6 +464,9 @@ def validate(config: Config) -> None:
             "engine.length_multiple": c.engine.length_multiple,
             "engine.window_multiple": c.engine.window_multiple,
             "engine.decode_segment": c.engine.decode_segment,
+            "engine.prefill_tokens": c.engine.prefill_tokens,
+            "engine.pool_sizes": c.engine.pool_sizes,
+            "engine.length_sizes": c.engine.length_sizes,
             "engine.tensor": c.engine.tensor,
             "rl.waves": c.rl.waves,
             "rl.questions_per_step": c.rl.questions_per_step,
@@ -479,6 +491,7 @@ def validate(config: Config) -> None:
         {
             "run.seed": c.run.seed,
             "train.steps": c.train.steps,
+            "engine.cache_gib": c.engine.cache_gib,
             "sampling.top_k": c.sampling.top_k,
             "sampling.min_new_tokens": c.sampling.min_new_tokens,
             "rl.weight_std": c.rl.weight_std,

@@ -129,8 +129,7 @@ class LocalCopy:
             self._own = param_shardings(abstract, local_mesh(own, tensor))
             self._everywhere = param_shardings(abstract, local_mesh(devices, tensor))
         is_matrix = nnx.map_state(
-            lambda _, variable: len([axis for axis in variable.logical_axes if axis != "layers"]) > 1,
-            abstract,
+            lambda _, variable: variable.replace(len({*variable.logical_axes} - {"layers"}) > 1), abstract
         )
         self._cast = jax.jit(
             lambda params: jax.tree.map(lambda x, m: x.astype(dtype) if m else x, params, is_matrix)
@@ -236,3 +235,10 @@ def constrain_batch(x: jax.Array, mesh: Mesh | None) -> jax.Array:
 def batch_shards(mesh: Mesh) -> int:
     """Devices over which the leading axis of a batch is split: its length must be a multiple of this."""
     return int(np.prod([mesh.shape[axis] for axis in BATCH]))
+
+
+def cache_sharding(mesh: Mesh, kv_heads: int, *, stacked: bool) -> NamedSharding:
+    """Of keys and values in a decoding cache, [rows, kv_heads, ...] (after a leading `layers` if `stacked`)."""
+    heads = RULES["kv_heads"]
+    heads = heads if kv_heads % mesh.shape[heads] == 0 else None
+    return NamedSharding(mesh, PartitionSpec(*([None] if stacked else []), BATCH, heads))
