@@ -1,9 +1,9 @@
 """Checkpoints of a run: Orbax, atomic, restored onto any mesh.
 
 `<run_dir>/checkpoints/<step>/` holds trees of arrays (`params`, `opt_state`, others that the learner names,
-and with rl.staleness `next_policy`, the weights that the next step is sampled with) and `meta` (JSON). One that was
-not finished is never listed. Random streams and the order of questions are functions of the seed and
-the step, so the step is all that a run needs to go on with the same numbers.
+and with rl.staleness `next_policy`, the weights that the next step is sampled with) and `meta` (JSON). A
+checkpoint that was not finished is never listed. Random streams and the order of questions are functions of
+the seed and the step, so the step is all that a run needs to go on with the same numbers.
 """
 
 from __future__ import annotations

@@ -8,8 +8,10 @@ functions, in the same order, from its main thread.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import jax
@@ -113,6 +115,15 @@ def together(make: Callable[[], T]) -> T:
     if failure is not None:
         raise failure
     return made
+
+
+def code_version() -> str:
+    """A hash of this package's sources: processes that run different code must not train together."""
+    package = Path(__file__).parent
+    digest = hashlib.blake2b(digest_size=8)
+    for path in sorted(package.rglob("*.py")):
+        digest.update(str(path.relative_to(package)).encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
 
 
 def own_share(indices: Sequence[int], part: int, process: int, processes: int) -> list[int]:

@@ -52,11 +52,11 @@ def train(config: Config) -> int:
 def _train(config: Config) -> int:
     import jax
 
-    from memocr_jax import __version__, run_directory
+    from memocr_jax import run_directory
     from memocr_jax.checkpoint import Checkpoints
     from memocr_jax.data.loader import QuestionOrder, load_examples
     from memocr_jax.metrics import Stopwatch
-    from memocr_jax.processes import is_main, require_same, together
+    from memocr_jax.processes import code_version, is_main, require_same, together
     from memocr_jax.progress import TrainProgress
     from memocr_jax.report import write_about, write_report
     from memocr_jax.rl.schedule import Schedule
@@ -69,7 +69,7 @@ def _train(config: Config) -> int:
     examples = together(lambda: load_examples(config.data, system.tokenizer, "train"))
     together(lambda: _require_equal_shares(config))
     if jax.process_count() > 1:
-        require_same(version=__version__, configuration=_alike(config), data=_fingerprint(examples))
+        require_same(code=code_version(), configuration=_alike(config), data=_fingerprint(examples))
     order = QuestionOrder(len(examples), config.rl.questions_per_step, config.run.seed)
     moved = together(lambda: run_directory.prepare(run_dir, config.run.fresh) if is_main() else None)
     stopwatch = Stopwatch()
@@ -237,7 +237,7 @@ def _restored(
         if meta.order and meta.order[name] != now:
             raise UserError(
                 f"{config.run.dir}: its checkpoint was made with {name} {meta.order[name]}, now it is {now}, "
-                "and questions would come in another order; set it back, or use another --run.dir or --run.fresh"
+                "which changes the order of questions; set it back, or use another --run.dir or --run.fresh"
             )
     items = learner.abstract_items()
     stale = config.rl.staleness and meta.step

@@ -1,7 +1,7 @@
 """What the processes of a job must agree on before an update: micro-batch shapes and denominators.
 
-Every process packs the turns of its own questions. A micro-batch of the global mesh takes rows of all of them,
-so all must have micro-batches of the same shapes in the same order; who lacks one adds rows of padding.
+Every process packs the turns of its own questions. A micro-batch of the global mesh takes rows of all, so all
+must have micro-batches of the same shapes in the same order; who lacks one adds rows of padding.
 """
 
 from __future__ import annotations
