@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from memocr_jax.models.config import Qwen25VLConfig
 from memocr_jax.models.rope import mrope_positions, next_position
+
+
+class PlacedImage(NamedTuple):
+    """Where the features of an image are, and its size."""
+
+    slots: np.ndarray
+    """i32[M], the feature index of each of its tokens"""
+    grid: tuple[int, int]
+    """Rows and columns in patches."""
 
 
 @dataclasses.dataclass
@@ -45,17 +55,53 @@ class PackedRows:
         and columns in patches. Siblings are text: their positions count on from the prefix's last. Returns
         the position that follows the prefix.
         """
-        positions = mrope_positions(prefix, [image_grid] if image_grid else [], config)
-        following = next_position(positions)
-        end = len(prefix)
-        self.tokens[row, :end] = prefix
-        self.mrope_pos[:, row, :end] = positions
-        self.segments[row, :end] = 0
-        if image_slots is not None:
-            self.image_slots[row, :end][prefix == config.image_token_id] = image_slots
+        images = [] if image_grid is None else [PlacedImage(image_slots, image_grid)]
+        following = self._put(row, 0, prefix, 0, 0, images, config)
         for k, (sibling, start) in enumerate(zip(siblings, starts, strict=True)):
-            span = slice(start, start + len(sibling))
-            self.tokens[row, span] = sibling
-            self.mrope_pos[:, row, span] = following + np.arange(len(sibling))
-            self.segments[row, span] = k + 1
+            self._put(row, start, sibling, k + 1, following, [], config)
         return following
+
+    def place_group(
+        self,
+        row: int,
+        prefix: np.ndarray,
+        siblings: Sequence[np.ndarray],
+        starts: Sequence[int],
+        images: Sequence[PlacedImage],
+        sibling_images: Sequence[Sequence[PlacedImage]],
+        config: Qwen25VLConfig,
+    ) -> list[int]:
+        """As `place`, with any number of images in the prefix and in every sibling, in order of appearance.
+
+        Returns the position that follows each sibling.
+        """
+        following = self._put(row, 0, prefix, 0, 0, images, config)
+        return [
+            self._put(row, start, sibling, k + 1, following, own, config)
+            for k, (sibling, start, own) in enumerate(zip(siblings, starts, sibling_images, strict=True))
+        ]
+
+    def _put(
+        self,
+        row: int,
+        start: int,
+        ids: np.ndarray,
+        segment: int,
+        first: int,
+        images: Sequence[PlacedImage],
+        config: Qwen25VLConfig,
+    ) -> int:
+        """Put tokens at slot `start`, their positions counting on from `first`; returns the next position."""
+        span = slice(start, start + len(ids))
+        if images or segment == 0:
+            positions = first + mrope_positions(ids, [image.grid for image in images], config)
+        else:
+            # A sampled sibling may hold any id, an image's placeholder among them: it is text all the same.
+            positions = np.broadcast_to(first + np.arange(len(ids)), (3, len(ids)))
+        self.tokens[row, span] = ids
+        self.mrope_pos[:, row, span] = positions
+        self.segments[row, span] = segment
+        if images:
+            slots = np.concatenate([image.slots for image in images])
+            self.image_slots[row, span][ids == config.image_token_id] = slots
+        return next_position(positions) if len(ids) else first

@@ -2,39 +2,73 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int32, UInt32
 
 from memocr_jax.config import SamplingConfig
+
+
+class RowSampling(NamedTuple):
+    """How each row samples, as values: rows that sample differently share a batch and a program."""
+
+    temperature: Float[Array, "*B"]
+    top_p: Float[Array, "*B"]
+    top_k: Int32[Array, "*B"]
+    min_new_tokens: Int32[Array, "*B"]
+
+    @classmethod
+    def of(cls, *configs: SamplingConfig) -> RowSampling:
+        """The settings of several rows, as numpy arrays."""
+        return cls(
+            np.array([c.temperature for c in configs], np.float32),
+            np.array([c.top_p for c in configs], np.float32),
+            np.array([c.top_k for c in configs], np.int32),
+            np.array([c.min_new_tokens for c in configs], np.int32),
+        )
 
 
 def sample_tokens(
     logits: Float[Array, "B V"],
     keys: UInt32[Array, "B 2"],
     position: Int32[Array, "#B"] | Int32[Array, ""],
-    sampling: SamplingConfig,
+    sampling: RowSampling | SamplingConfig,
     eos_ids: tuple[int, ...],
 ) -> tuple[Int32[Array, B], Float[Array, B]]:
     """One token per row, with its log-probability.
 
     The draw is Gumbel-max with the row's own key folded with its `position` (tokens that it has sampled so
-    far), so it depends on nothing else in the batch. The log-probability is that of the tempered distribution before
-    top-k, top-p and `min_new_tokens` cut it, which is what the trainer recomputes. Greedy (temperature 0)
-    takes the arg max and reports its log-probability at temperature 1.
+    far), so it depends on nothing else in the batch. The log-probability is that of the tempered distribution
+    before top-k, top-p and `min_new_tokens` cut it, which is what the trainer recomputes. Greedy (temperature
+    0) takes the arg max and reports its log-probability at temperature 1.
     """
-    greedy = sampling.temperature == 0
-    position = jnp.broadcast_to(position, keys.shape[0])
-    scaled = logits if greedy else logits / sampling.temperature
+    rows, vocab = logits.shape
+    if isinstance(sampling, SamplingConfig):
+        sampling = RowSampling.of(sampling)
+    temperature, top_p, top_k, least = (jnp.broadcast_to(x, rows) for x in sampling)
+    position = jnp.broadcast_to(position, rows)
+    greedy = temperature == 0
+    scaled = logits / jnp.where(greedy, 1.0, temperature)[:, None]
     logp = jax.nn.log_softmax(scaled)
-    allowed = jnp.ones(logits.shape, bool)
-    if sampling.min_new_tokens:
-        is_eos = jnp.zeros(logits.shape[-1], bool).at[jnp.array(eos_ids)].set(True)
-        allowed &= ~(is_eos & (position < sampling.min_new_tokens)[:, None])
-    if not greedy:
-        allowed &= top_k_top_p_mask(jnp.where(allowed, scaled, -jnp.inf), sampling.top_k, sampling.top_p)
-        scaled = scaled + jax.vmap(lambda key, at: _gumbel(key, at, logits.shape[-1]))(keys, position)
-    tokens = jnp.argmax(jnp.where(allowed, scaled, -jnp.inf), axis=-1).astype(jnp.int32)
+    is_eos = jnp.zeros(vocab, bool).at[jnp.array(eos_ids, jnp.int32)].set(True)
+    allowed = jnp.where(is_eos & (position < least)[:, None], -jnp.inf, scaled)
+    # A greedy row takes the likeliest token, which no cut removes.
+    cut = ~greedy & ((top_k > 0) | (top_p < 1))
+    allowed = jax.lax.cond(
+        cut.any(),
+        lambda x: jnp.where(top_k_top_p_mask(x, top_k, top_p) | ~cut[:, None], x, -jnp.inf),
+        lambda x: x,
+        allowed,
+    )
+    noise = jax.lax.cond(
+        greedy.all(),
+        lambda: jnp.zeros_like(scaled),
+        lambda: jnp.where(greedy[:, None], 0.0, jax.vmap(_gumbel, (0, 0, None))(keys, position, vocab)),
+    )
+    tokens = jnp.argmax(allowed + noise, axis=-1).astype(jnp.int32)
     return tokens, jnp.take_along_axis(logp, tokens[:, None], axis=-1)[:, 0]
 
 
@@ -43,21 +77,32 @@ def _gumbel(key: UInt32[Array, 2], position: Int32[Array, ""], size: int) -> Flo
     return jax.random.gumbel(jax.random.fold_in(key, position), (size,), jnp.float32)
 
 
-def top_k_top_p_mask(logits: Float[Array, "B V"], top_k: int, top_p: float) -> Bool[Array, "B V"]:
+def top_k_top_p_mask(
+    logits: Float[Array, "B V"], top_k: Int32[Array, "B"] | int, top_p: Float[Array, "B"] | float
+) -> Bool[Array, "B V"]:
     """True for the tokens that may be sampled: the k likeliest, and of these the fewest whose share is >= p.
 
     Tokens tied at the cut all stay. top_k 0 and top_p 1 cut nothing.
     """
-    mask = logits > -jnp.inf
-    if top_k and top_k < logits.shape[-1]:
-        # The k-th largest logit is the largest t with at least k logits >= t.
-        probs = jax.nn.softmax(logits)
-        mask = probs >= _largest_threshold(probs, lambda kept: kept.sum(-1) >= top_k)
-    if top_p < 1:
-        probs = jax.nn.softmax(jnp.where(mask, logits, -jnp.inf))
-        enough = lambda kept: jnp.where(kept, probs, 0).sum(-1) >= top_p  # noqa: E731
-        mask &= probs >= _largest_threshold(probs, enough)
-    return mask
+    rows, vocab = logits.shape
+    top_k, top_p = jnp.broadcast_to(top_k, rows), jnp.broadcast_to(top_p, rows)
+    by_k, by_p = (top_k > 0) & (top_k < vocab), top_p < 1
+    probs = jax.nn.softmax(logits)
+
+    def likeliest(probs):
+        # The k-th largest probability is the largest t with at least k probabilities >= t.
+        threshold = _largest_threshold(probs, lambda kept: kept.sum(-1) >= top_k)
+        return jnp.where(by_k[:, None] & (probs < threshold), 0.0, probs)
+
+    def fewest(probs):
+        probs = probs / probs.sum(-1, keepdims=True)
+        threshold = _largest_threshold(probs, lambda kept: jnp.where(kept, probs, 0).sum(-1) >= top_p)
+        return jnp.where(by_p[:, None] & (probs < threshold), 0.0, probs)
+
+    kept = jax.lax.cond(by_k.any(), likeliest, lambda probs: probs, probs)
+    kept = jax.lax.cond(by_p.any(), fewest, lambda probs: probs, kept)
+    # A row that nothing cuts keeps tokens whose probability is 0 in float32.
+    return (logits > -jnp.inf) & ((kept > 0) | ~(by_k | by_p)[:, None])
 
 
 def _largest_threshold(probs: Float[Array, "B V"], enough) -> Float[Array, "B 1"]:

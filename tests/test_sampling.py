@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from memocr_jax.config import SamplingConfig
 from memocr_jax.rng import row_key
-from memocr_jax.sampling import sample_tokens, top_k_top_p_mask
+from memocr_jax.sampling import RowSampling, sample_tokens, top_k_top_p_mask
 
 EOS = (3,)
 
@@ -107,3 +107,21 @@ def test_nothing_outside_the_mask_is_drawn(vocab):
     tokens, _ = jax.jit(draw, static_argnums=1)(logits.astype(np.float32), SamplingConfig(top_k=3))
     for row, token in zip(logits, np.asarray(tokens), strict=True):
         assert token in np.argsort(-row)[:3]
+
+
+def test_rows_that_sample_differently_share_a_batch():
+    logits = np.random.default_rng(2).normal(size=(5, 60)) * 3
+    keys = np.stack([row_key(0, "y", i) for i in range(5)])
+    configs = [
+        SamplingConfig(temperature=0),
+        SamplingConfig(top_p=1.0),
+        SamplingConfig(temperature=0.5, top_p=0.6),
+        SamplingConfig(top_k=2, top_p=1.0),
+        SamplingConfig(temperature=2.0, top_k=9, top_p=0.8, min_new_tokens=4),
+    ]
+    positions = np.arange(5, dtype=np.int32)
+    tokens, logp = sample_tokens(jnp.asarray(logits), keys, positions, RowSampling.of(*configs), EOS)
+    for i, config in enumerate(configs):
+        alone = draw(logits[i : i + 1], config, keys[i : i + 1], i)
+        assert int(alone[0][0]) == int(tokens[i])
+        np.testing.assert_allclose(alone[1][0], logp[i], atol=1e-6)
