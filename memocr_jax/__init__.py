@@ -1,18 +1,20 @@
 """MemOCR (arXiv 2601.21468) in JAX.
 
-`from_pretrained`, `logits` and `generate` (memocr_jax.api) use a Qwen2.5-VL checkpoint; the commands are
-`python -m memocr_jax.train`, `.evaluate`, `.convert` and `.bench`.
+`MemoryAgent` reads a long document and answers from a memory drawn as a page; `from_pretrained`, `logits` and
+`generate` use a Qwen2.5-VL checkpoint directly. The commands are `python -m memocr_jax.train`, `.evaluate`,
+`.ask`, `.serve`, `.convert` and `.bench`.
 """
 
+import importlib
 from typing import Any
 
-__all__ = ["from_pretrained", "generate", "logits"]
+__all__ = ["MemoryAgent", "from_pretrained", "generate", "logits"]
+
+_MODULES = {"MemoryAgent": "memocr_jax.memory_agent"}
 
 
 def __getattr__(name: str) -> Any:
     """The public functions, loaded at first use: `import memocr_jax` imports no JAX."""
     if name in __all__:
-        from memocr_jax import api
-
-        return getattr(api, name)
+        return getattr(importlib.import_module(_MODULES.get(name, "memocr_jax.api")), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -58,6 +58,7 @@ def export_run(
         UserError: no such checkpoint, `target` exists, the disk is full, no tokenizer.
     """
     from memocr_jax.checkpoint import Checkpoints
+    from memocr_jax.memory_agent import run_habits, save_habits
     from memocr_jax.models.hf_weights import save_entries, table
     from memocr_jax.models.qwen25_vl import abstract_model
     from memocr_jax.tokenizer import SMALL_TOKENIZER
@@ -73,7 +74,9 @@ def export_run(
         items = checkpoints.directory / str(step)
         if not items.is_dir():
             raise UserError(f"--from {run_dir}: it has no checkpoint of step {step}")
-        model = Qwen25VLConfig.from_dict(checkpoints.meta(step).model, f"checkpoint {step} of {run_dir}")
+        meta = checkpoints.meta(step)
+    model = Qwen25VLConfig.from_dict(meta.model, f"checkpoint {step} of {run_dir}")
+    habits = run_habits(config, meta)
     source = Path(config.model.path)
     source = source if source.is_dir() else source.parent
     tokenizer_dir = Path(tokenizer or config.tokenizer.path or SMALL_TOKENIZER)
@@ -86,6 +89,7 @@ def export_run(
         write_side_files(
             partial, model, file_dtype, source=source, tokenizer=tokenizer_dir, chat_template=template
         )
+        save_habits(partial, habits)
         fetch = _checkpoint_reader(items / "params")
         save_entries(table(abstract), fetch, partial, file_dtype, shard_bytes=shard_bytes, report=report)
     return step

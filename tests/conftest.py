@@ -52,6 +52,37 @@ def tiny_mesh():
 
 
 @pytest.fixture(scope="session")
+def tiny_run(tiny_config, tiny_mesh, tmp_path_factory):
+    """Makes run directories of the tiny model with random weights (step 0), as `convert import` does.
+
+    `tiny_run(agent={"budget_tokens": 16})` changes fields of configs/tiny.yaml by section.
+    """
+    import dataclasses
+
+    import jax.numpy as jnp
+
+    from memocr_jax.checkpoint import save_run
+    from memocr_jax.models.config import Qwen25VLConfig
+    from memocr_jax.models.qwen25_vl import abstract_model, init_params
+    from memocr_jax.sharding import param_shardings
+
+    def make(**changes) -> Path:
+        sections = {
+            name: dataclasses.replace(getattr(tiny_config, name), **changes[name]) for name in changes
+        }
+        config = dataclasses.replace(tiny_config, **sections)
+        model = Qwen25VLConfig.from_file(config.model.path)
+        options = {"dtype": jnp.float32, "mesh": tiny_mesh}
+        _, abstract = abstract_model(model, **options)
+        params = init_params(model, 0, param_shardings(abstract, tiny_mesh), **options)
+        run_dir = tmp_path_factory.mktemp("runs") / "tiny"
+        save_run(run_dir, config, model, params)
+        return run_dir
+
+    return make
+
+
+@pytest.fixture(scope="session")
 def small_model():
     """A Qwen2.5-VL with a vocabulary of 211 whose weights are wide enough that context matters.
 
