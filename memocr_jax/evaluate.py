@@ -1,29 +1,49 @@
-"""Evaluate: `python -m memocr_jax.evaluate --config configs/tiny.yaml [--checkpoint RUN_DIR]`.
+"""Evaluate: `python -m memocr_jax.evaluate --config configs/eval.yaml [--checkpoint RUN_DIR] [--to DIR]`.
 
-Every question is drafted once and its page read at every budget. A question that could not be read counts as
-wrong at every budget, and is listed.
+Data sets x lengths x methods x budgets (`eval` in the configuration). Every question is drafted once, and
+every method and budget reads that draft. The same command goes on where it was interrupted. A question that
+could not be read counts as wrong and is listed. docs/evaluation.md says what it leaves.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import dataclasses
+import hashlib
+import signal
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from memocr_jax.config import Config, SamplingConfig, parse_command
-from memocr_jax.errors import run_command
+from memocr_jax.config import Config, evaluation_sets, parse_command, to_tree
+from memocr_jax.errors import UserError, run_command
 
 if TYPE_CHECKING:
     from flax import nnx
 
-    from memocr_jax.rl.rollout import Agent, Memory, Reading, ReadRequest
-    from memocr_jax.types import QaExample
+    from memocr_jax.data.loader import Examples
+    from memocr_jax.system import System
 
-METHOD = "visual memory"
-SCORES = ("em", "f1", "sub_em")
+PREEMPTED = 75
+"""Exit status after SIGTERM: start the same command again (EX_TEMPFAIL)."""
+FREE = (
+    *("run.dir", "run.fresh", "rl", "optimizer", "train", "sampling", "checkpoint", "validation", "health"),
+    *(
+        "log",
+        "mesh",
+        "processes",
+        "data",
+        "eval.sets",
+        "eval.bootstrap",
+        "eval.report_questions",
+        "eval.report_mb",
+    ),
+    *("render.workers", "render.timeout_s", "render.cache_dir", "render.cache_mb", "render.chromium"),
+    *("render.sandbox", "render.url", "render.token", "render.max_memory_mb"),
+)
+"""Settings that may differ when an evaluation goes on: they change no answer (`data` is told set by set)."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,159 +55,355 @@ def main(argv: Sequence[str] | None = None) -> int:
             metavar="RUN_DIR",
             help="evaluate the newest checkpoint of this run; without it, the weights that --config names",
         )
+        parser.add_argument("--step", type=int, metavar="N", help="evaluate this step's checkpoint instead")
+        parser.add_argument(
+            "--to", metavar="DIR", help="where results go; default RUN_DIR/evaluation, or run.dir/evaluation"
+        )
 
     config, args = parse_command(
-        argv, "python -m memocr_jax.evaluate", "Read the validation questions at every budget.", add_arguments
+        argv,
+        "python -m memocr_jax.evaluate",
+        "Answer questions by several methods at several budgets.",
+        add_arguments,
     )
-    evaluate(config, args.checkpoint)
+    if args.step is not None and args.checkpoint is None:
+        raise UserError(f"--step is {args.step}, but no --checkpoint is given; name the run")
+    previous = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        evaluate(config, args.checkpoint, args.step, args.to)
+    except _Terminated:
+        return PREEMPTED
+    finally:
+        signal.signal(signal.SIGTERM, previous)
     return 0
 
 
-def evaluate(config: Config, checkpoint: str | None = None) -> dict[str, Any]:
-    """Evaluate on the validation split, print the table and write it under `<run>/evaluation/`.
+class _Terminated(BaseException):
+    """SIGTERM came."""
 
-    `checkpoint` is a run directory; without it the weights that `config` names are evaluated and the results
-    go to `config.run.dir`. Returns the summary: accuracy, F1 and sub-EM by budget, over all questions.
+
+def _terminate(number: int, frame: object) -> None:
+    raise _Terminated
+
+
+@dataclasses.dataclass(frozen=True)
+class _Set:
+    """One column of the table."""
+
+    name: str
+    length: str
+    examples: Examples
+    questions: int
+    """The first so many of `examples` are asked."""
+
+
+def evaluate(
+    config: Config, checkpoint: str | None = None, step: int | None = None, to: str | Path | None = None
+) -> dict[str, Any]:
+    """Run or continue the evaluation that `config.eval` describes; returns its summary.
+
+    Args:
+        checkpoint: a run directory, whose checkpoint of `step` (default the newest) is evaluated; None means
+            the weights that `config` names.
+        to: where results go; default `evaluation/` in the run directory.
+
+    Raises UserError for what cannot work, and when `to` holds another evaluation.
     """
     from rich.console import Console
-    from rich.progress import Progress
 
-    from memocr_jax.checkpoint import abstract_like, open_checkpoint, require_same_model
     from memocr_jax.data.loader import load_examples
-    from memocr_jax.report import write_report
-    from memocr_jax.sharding import param_shardings
+    from memocr_jax.evaluation.journal import Journal
+    from memocr_jax.processes import gather, is_main, joined, together
     from memocr_jax.system import build_system
 
     console = Console(highlight=False)
-    system = build_system(config)
-    examples = load_examples(config.data, system.tokenizer, "validation")
-    for problem in examples.problems:
-        console.print(f"left out: {problem}", soft_wrap=True)
-    examples = [examples[i] for i in range(min(config.eval.questions or len(examples), len(examples)))]
-    run_dir = Path(checkpoint or config.run.dir)
-    step = 0
-    if checkpoint is None:
-        params = system.initial_params()
-    else:
-        with open_checkpoint(checkpoint) as (checkpoints, step):
-            require_same_model(checkpoints.meta(step), system.model, checkpoint)
-            shardings = param_shardings(system.abstract_params, system.mesh)
-            target = abstract_like(system.abstract_params, shardings)
-            params = checkpoints.restore(step, params=target)["params"]
+    directory = Path(to or Path(checkpoint or config.run.dir) / "evaluation")
+    with joined(config.processes):
+        import jax
 
-    with Progress(console=console, transient=True) as bar:
-        task = bar.add_task("starting", total=None)
-        show = lambda stage, done, total: bar.update(task, description=stage, completed=done, total=total)  # noqa: E731
-        with system.agent(progress=show) as agent:
-            results = evaluate_examples(agent, params, examples, config)
+        weights = _Weights(config, checkpoint, step)
+        config = weights.config
+        system = build_system(config)
+        weights.require_same_model(system)
+        sets = []
+        for name, length, data in evaluation_sets(config):
+            examples = load_examples(data, system.tokenizer, "validation")
+            sets.append(
+                _Set(name, length, examples, min(config.eval.questions or len(examples), len(examples)))
+            )
 
-    summary = summarise(results, config, step)
-    directory = run_dir / "evaluation"
-    directory.mkdir(parents=True, exist_ok=True)
-    lines = "".join(json.dumps(result, ensure_ascii=False) + "\n" for result in results)
-    (directory / "results.jsonl").write_text(lines, encoding="utf-8")
-    (directory / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-    console.print(_table(summary, config))
+        def prepare() -> None:
+            if is_main():
+                if config.run.fresh and (moved := _move_aside(directory)):
+                    console.print(f"--run.fresh: what was in {directory} is now in {moved}", soft_wrap=True)
+                journal.open(_fingerprint(config, weights.identity()))
+
+        journal = Journal(directory, jax.process_index())
+        together(prepare)
+        if not is_main():
+            journal.open(_fingerprint(config, weights.identity()))
+        finished = journal.finished()
+        work = _Work(config, sets, journal, finished, jax.process_index(), jax.process_count())
+        with _Progress(console, config, sets, work, is_main()) as progress:
+            # Restoring and copying weights is done by all processes together, or by none.
+            if sum(gather(work.left)):
+                params = system.sampler_params(weights.load(system))
+                with system.agent(progress=progress.stage) as agent:
+                    work.do(agent, params, progress)
+            gather(0)  # wait for the others: their journals are a part of the results
+            if not is_main():
+                return {}
+            progress.stop()
+            return _finish(directory, config, sets, journal, weights, console)
+
+
+class _Work:
+    """The questions of one process, wave by wave."""
+
+    def __init__(
+        self, config: Config, sets: list[_Set], journal: Any, finished: dict, process: int, processes: int
+    ):
+        self.config, self.sets, self.journal, self.finished = config, sets, journal, finished
+        self.own = [range(process, one.questions, processes) for one in sets]
+        self.total = sum(map(len, self.own))
+        self.left = sum((s, i) not in finished for s, own in enumerate(self.own) for i in own)
+
+    def do(self, agent: Any, params: nnx.State, progress: _Progress) -> None:
+        """Answer what is not finished. A wave of which some questions are is done again as a whole: its
+        batches are then those of an evaluation that was never interrupted, and so are its numbers."""
+        from memocr_jax.evaluation.journal import write_pages
+        from memocr_jax.evaluation.methods import answer_questions, waves
+
+        for s, one in enumerate(self.sets):
+            own = self.own[s]
+            for wave in waves(len(own), self.config.eval, agent.engine.config.groups):
+                places = [(s, own[k]) for k in wave]
+                if all(place in self.finished for place in places):
+                    continue
+                examples = [one.examples[i] for _, i in places]
+                answered = answer_questions(agent, params, examples, self.config.eval)
+                new = 0
+                for place, question in zip(places, answered, strict=True):
+                    if place in self.finished:
+                        continue
+                    shown = self.config.eval.report_questions
+                    if not shown or place[1] < shown:
+                        write_pages(self.journal.directory, question.pages)
+                    self.journal.append(place, question.entry(one.name, one.length))
+                    new += 1
+                progress.wave(one, new)
+
+
+def _finish(
+    directory: Path, config: Config, sets: list[_Set], journal: Any, weights: _Weights, console: Any
+) -> dict[str, Any]:
+    """Write results, summary, tables, plots and report, and print the table."""
+    from memocr_jax.evaluation.journal import write_results
+    from memocr_jax.evaluation.outputs import write_outputs
+    from memocr_jax.evaluation.tables import console_table
+    from memocr_jax.report import write_report
+
+    entries = journal.finished()
+    write_results(directory, entries)
+    about = {
+        "checkpoint": weights.step,
+        "weights": weights.name,
+        "samples": config.eval.samples,
+        "temperature": config.eval.temperature,
+        "top_p": config.eval.top_p,
+        "sets": [
+            {
+                "dataset": one.name,
+                "length": one.length,
+                "questions": one.questions,
+                "left_out": len(one.examples.problems),
+                "problems": list(one.examples.problems[:100]),
+            }
+            for one in sets
+        ],
+    }
+    summary = write_outputs(directory, entries, config.eval, config.run.seed, about)
+    console.print(console_table(summary))
+    for one in summary["sets"]:
+        for problem in one["problems"]:
+            console.print(f"left out of {one['dataset']} {one['length']}: {problem}", soft_wrap=True)
     for failure in summary["failures"]:
         console.print(f"not read: {failure}", soft_wrap=True)
     console.print(f"results: {directory}", soft_wrap=True)
-    if (run_dir / "config.yaml").is_file():
-        console.print(f"report:  {write_report(run_dir)}", soft_wrap=True)
+    console.print(f"report:  {directory / 'report.html'}", soft_wrap=True)
+    run_dir = Path(weights.name if weights.step is not None else config.run.dir)
+    if directory.parent == run_dir and (run_dir / "config.yaml").is_file():
+        write_report(run_dir)
     return summary
 
 
-def evaluate_examples(
-    agent: Agent, params: nnx.State, examples: Sequence[QaExample], config: Config
-) -> list[dict[str, Any]]:
-    """One result for each question, sample and budget: what was predicted, and how it scores."""
-    from memocr_jax.rl.rollout import ReadRequest
-    from memocr_jax.types import TurnKind
-    from render.views import fit
+class _Weights:
+    """Which weights are evaluated: a checkpoint's, or those that the configuration names."""
 
-    # What is sampled here depends on the seed alone, never on the step that is evaluated.
-    sampling = SamplingConfig(temperature=config.eval.temperature, top_p=config.eval.top_p)
-    memories = agent.draft_memories(params, examples, config.eval.samples, sampling, "evaluate")
-    memories = agent.render_memories(memories)
-    cells = [(memory, budget) for memory in memories for budget in config.eval.budgets]
-    requests: list[ReadRequest] = []
-    for memory, budget in cells:
-        if memory.readable:
-            example = examples[memory.q]
-            asked = ((TurnKind.QA, example.question, example.answers),)
-            requests.append(ReadRequest(memory, fit(memory.page.pixels, budget), asked, str(budget)))
-    readings = iter(agent.read_pages(params, examples, requests, sampling, "evaluate"))
-    return [
-        _result(examples[memory.q], memory, budget, next(readings) if memory.readable else None, config)
-        for memory, budget in cells
-    ]
+    def __init__(self, config: Config, checkpoint: str | None, step: int | None):
+        from memocr_jax.checkpoint import open_checkpoint
 
+        self.config, self.checkpoint, self.step, self._meta = config, checkpoint, None, None
+        self.name = checkpoint or config.model.path
+        if checkpoint is not None:
+            with open_checkpoint(checkpoint, step) as (checkpoints, self.step):
+                self._meta = checkpoints.meta(self.step)
+            self.config = _with_theme(config, checkpoint, self._meta.theme_css)
 
-def _result(
-    example: QaExample, memory: Memory, budget: int, reading: Reading | None, config: Config
-) -> dict[str, Any]:
-    from memocr_jax.answers import boxed_answer, exact_match, f1, sub_em
+    def require_same_model(self, system: System) -> None:
+        from memocr_jax.checkpoint import require_same_model
 
-    prediction = None if reading is None else boxed_answer(reading.text)
-    status = "NO_ANSWER" if not example.answers else str(memory.page.status)
-    return {
-        "dataset": Path(config.data.path).stem if config.data.path else config.data.source,
-        "length": example.document_tokens,
-        "method": METHOD,
-        "budget": budget,
-        "sample": memory.g,
-        "id": example.example_id,
-        "answers": list(example.answers),
-        "prediction": prediction,
-        "em": exact_match(prediction, example.answers),
-        "f1": f1(prediction, example.answers),
-        "sub_em": sub_em(prediction, example.answers),
-        "status": status,
-        "image_tokens": None if reading is None else reading.view_tokens,
-        "page_hash": memory.page.content_hash,
-    }
+        if self._meta is not None:
+            require_same_model(self._meta, system.model, self.checkpoint)
+
+    def identity(self) -> dict[str, Any]:
+        """What tells these weights from others, as far as is known without reading them."""
+        if self.checkpoint is None:
+            return {"weights": f"{self.config.model.path} ({self.config.model.init})"}
+        path = Path(self.checkpoint) / "checkpoints" / str(self.step) / "_CHECKPOINT_METADATA"
+        saved = hashlib.sha256(path.read_bytes()).hexdigest()[:16] if path.is_file() else ""
+        return {"checkpoint step": self.step, "checkpoint saved": saved}
+
+    def load(self, system: System) -> nnx.State:
+        from memocr_jax.checkpoint import abstract_like, open_checkpoint
+        from memocr_jax.sharding import param_shardings
+
+        if self.checkpoint is None:
+            return system.initial_params()
+        with open_checkpoint(self.checkpoint, self.step) as (checkpoints, step):
+            shardings = param_shardings(system.abstract_params, system.mesh)
+            target = abstract_like(system.abstract_params, shardings)
+            return checkpoints.restore(step, params=target)["params"]
 
 
-def summarise(results: Sequence[dict[str, Any]], config: Config, step: int) -> dict[str, Any]:
-    """Mean scores by budget over all questions and samples, failures counted as wrong and listed."""
-    budgets = {}
-    for budget in sorted(set(config.eval.budgets), reverse=True):
-        rows = [r for r in results if r["budget"] == budget]
-        tokens = [r["image_tokens"] for r in rows if r["image_tokens"] is not None]
-        budgets[str(budget)] = {
-            **{name: sum(r[name] for r in rows) / len(rows) for name in SCORES},
-            "image_tokens": sum(tokens) / len(tokens) if tokens else None,
-        }
-    unreadable = {
-        f"{r['id']} (sample {r['sample']}): {r['status']}" for r in results if r["image_tokens"] is None
-    }
-    unscorable = {f"{r['id']}: no accepted answer" for r in results if r["status"] == "NO_ANSWER"}
-    return {
-        "checkpoint": step,
-        "questions": len({r["id"] for r in results}),
-        "samples": config.eval.samples,
-        "budgets": budgets,
-        "failures": sorted(unreadable | unscorable),
-    }
+def _with_theme(config: Config, run_dir: str, theme_css: str) -> Config:
+    """Pages are drawn as the checkpoint was trained on, unless another theme is named than its run's."""
+    from memocr_jax.config import load_config
+
+    trained = load_config(Path(run_dir) / "config.yaml").render.theme
+    if not theme_css or config.render.theme_css or config.render.theme != trained:
+        return config
+    return dataclasses.replace(config, render=dataclasses.replace(config.render, theme_css=theme_css))
 
 
-def _table(summary: dict[str, Any], config: Config) -> Any:
-    from rich.table import Table
+def _fingerprint(config: Config, weights: dict[str, Any]) -> dict[str, Any]:
+    """Everything that the answers depend on, by field name."""
+    from render.theme import theme_css
 
-    title = (
-        f"{METHOD}, step {summary['checkpoint']}: {summary['questions']} questions x {config.eval.samples} "
-        f"samples, {len(summary['failures'])} failed"
-    )
-    table = Table(title=title)
-    for name in ("budget", "image tokens", "EM %", "F1 %", "sub-EM %"):
-        table.add_column(name, justify="right")
-    for budget, scores in summary["budgets"].items():
-        tokens = scores["image_tokens"]
-        table.add_row(
-            budget,
-            "-" if tokens is None else f"{tokens:.1f}",
-            *(f"{100 * scores[name]:.1f}" for name in SCORES),
+    def flat(tree: dict[str, Any], prefix: str) -> dict[str, Any]:
+        fields: dict[str, Any] = {}
+        for key, value in tree.items():
+            name = prefix + key
+            if name in FREE:
+                continue
+            fields |= flat(value, name + ".") if isinstance(value, dict) else {name: value}
+        return fields
+
+    fields = {**weights, **flat(to_tree(config), "")}
+    # A theme is its text, wherever that came from.
+    css = hashlib.sha256(theme_css(config.render).encode()).hexdigest()[:16]
+    fields = {**fields, "render.theme": css, "render.theme_css": ""}
+    for i, (name, length, data) in enumerate(evaluation_sets(config)):
+        where = f"eval.sets[{i}]"
+        fields |= {f"{where}.name": name, f"{where}.length": length, **flat(to_tree(data), f"{where}.data.")}
+        for field in ("path", "validation_path", "pool_path"):
+            fields[f"{where}.data.{field} (contents)"] = _contents(getattr(data, field))
+    return fields
+
+
+def _contents(path: str) -> str:
+    """A short mark of what a data file or prepared folder holds."""
+    from memocr_jax.data.prepared import MANIFEST
+
+    file = Path(path) / MANIFEST if Path(path).is_dir() else Path(path)
+    if not path or not file.is_file():
+        return ""
+    if file.name == MANIFEST:
+        return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+    return f"{file.stat().st_size} bytes"
+
+
+def _move_aside(directory: Path) -> Path | None:
+    """Rename a directory that holds an evaluation, and say to what; anything else is left alone."""
+    from memocr_jax.evaluation.journal import FOLDER
+
+    if not (directory / FOLDER).is_dir():
+        return None
+    n = next(n for n in range(1, 10**6) if not Path(f"{directory}.{n}").exists())
+    return directory.rename(f"{directory}.{n}")
+
+
+class _Progress:
+    """What a person sees: questions done, how fast, how long it will take, and the stage under way."""
+
+    def __init__(self, console: Any, config: Config, sets: list[_Set], work: _Work, shown: bool):
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+        self._bar = Progress(
+            TextColumn("questions"),
+            MofNCompleteColumn(),
+            BarColumn(bar_width=24),
+            TimeElapsedColumn(),
+            TextColumn("left {task.fields[left]}"),
+            TextColumn("[dim]{task.fields[stage]}"),
+            console=console,
+            transient=True,
+            disable=not shown,
         )
-    return table
+        self._shown, self._total, self._done = shown, work.total, work.total - work.left
+        self._new, self._rate_from, self._since = 0, 0, time.perf_counter()
+        self._task = self._bar.add_task(
+            "evaluate", total=work.total, completed=self._done, left="?", stage="starting"
+        )
+        if shown:
+            methods = ", ".join(config.eval.methods)
+            console.print(
+                f"{len(sets)} sets, {sum(one.questions for one in sets):,} questions x {config.eval.samples} "
+                f"samples; {methods}; budgets {', '.join(map(str, config.eval.budgets))}",
+                soft_wrap=True,
+            )
+            if self._done:
+                console.print(f"going on: {self._done:,} of {work.total:,} questions are finished")
+
+    def __enter__(self) -> _Progress:
+        self._bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.stop()
+        if self._shown and kind is not None and issubclass(kind, KeyboardInterrupt | _Terminated):
+            done = f"{self._done:,} of {self._total:,} questions are finished"
+            self._bar.console.print(f"stopped: {done}; the same command goes on")
+
+    def stop(self) -> None:
+        self._bar.stop()
+
+    def stage(self, name: str, done: int, total: int) -> None:
+        self._bar.update(self._task, stage=f"{name} {done}/{total}")
+
+    def wave(self, one: _Set, questions: int) -> None:
+        """`questions` more are finished."""
+        self._done += questions
+        self._new += questions
+        seconds = time.perf_counter() - self._since
+        rate = (self._new - self._rate_from) / seconds if seconds > 0 else 0.0
+        left = _duration((self._total - self._done) / rate) if rate else "?"
+        if self._rate_from == 0:
+            # The first wave compiles: it says little about the others.
+            self._rate_from, self._since = self._new, time.perf_counter()
+        self._bar.update(self._task, completed=self._done, left=left)
+        if self._shown:
+            self._bar.console.print(
+                f"{one.name} {one.length}: {self._done:,}/{self._total:,} questions, "
+                f"{60 * rate:,.1f} a minute, left {left}",
+                soft_wrap=True,
+            )
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}"
 
 
 if __name__ == "__main__":

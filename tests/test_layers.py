@@ -22,15 +22,17 @@ ROOMS = [
     (1, "base", ("data.settings", "data.vocabulary")),
     (2, "config", ("config", "sharding", "sampling")),
     # Inside packages: commands, tools that build what is shipped, and the comparison with PyTorch.
-    (6, "commands", ("data.__main__", "data.build_tokenizer", "report.__main__", "bench.*", "models.check")),
+    (7, "commands", ("data.__main__", "data.build_tokenizer", "report.__main__", "bench.*", "models.check")),
     (3, "models", ("models", "models.*", "images")),
     (3, "text", ("tokenizer",)),
     (4, "data", ("data", "data.*")),
     # The checkpoint holds the learner's state, optimiser included, so it sits beside rl.
     (5, "engine", ("engine", "rows", "rl", "rl.*", "checkpoint")),
     (5, "report", ("report", "report.*")),
+    # Answers by every method, and what is made of them; training validates with it.
+    (6, "evaluation", ("evaluation", "evaluation.*")),
 ]
-COMMANDS = (6, "commands")
+COMMANDS = (7, "commands")
 
 # Lower rooms, and packages from outside, that a room must do without all the same.
 FORBIDDEN = {
@@ -41,6 +43,7 @@ FORBIDDEN = {
     "text": ("render", "jax", "flax", "torch"),
     "data": ("render", "models", "jax", "flax", "torch"),
     "engine": ("data", "playwright", "transformers", "torch"),
+    "evaluation": ("data", "playwright", "transformers", "torch"),
     "report": ("render", "models", "text", "data", "flax", "torch", "playwright"),
     "commands": (),  # benchmarks compare with PyTorch
 }

@@ -87,7 +87,7 @@ def render_report(record: RunRecord, limits: ReportLimits) -> str:
     assets = resources.files("memocr_jax.report") / "assets"
     style, script = ((assets / name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
     return (
-        _environment(limits)
+        environment(limits.text_chars)
         .get_template("report.html")
         .render(
             record=record,
@@ -187,15 +187,20 @@ def headline(record: RunRecord) -> list[tuple[str, str, str]]:
     return [fact for fact in facts if fact[1] or fact[2]]
 
 
-def _environment(limits: ReportLimits) -> jinja2.Environment:
-    """Templates with escaping always on, and the few filters they use."""
+def environment(text_chars: int, *packages: str) -> jinja2.Environment:
+    """Templates with escaping always on, and the few filters they use.
+
+    Args:
+        text_chars: a longer text loses its middle, and says so.
+        packages: packages whose `assets` have templates too.
+    """
 
     def clean(value: Any) -> str:
         return UNSAFE_CHARACTERS.sub("\N{REPLACEMENT CHARACTER}", text(value))
 
     def clip(value: Any) -> str:
         """Text cut in the middle when too long; to be shown as it is, never as markup."""
-        whole, keep = clean(value), limits.text_chars // 2
+        whole, keep = clean(value), text_chars // 2
         if len(whole) <= 2 * keep:
             return whole
         return f"{whole[:keep]}\n\n[… {len(whole) - 2 * keep:,} characters left out …]\n\n{whole[-keep:]}"
@@ -213,7 +218,9 @@ def _environment(limits: ReportLimits) -> jinja2.Environment:
         return "–" if number is None else ("+" if number > 0 else "") + short(number).replace("-", "−")
 
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("memocr_jax.report", "assets"),
+        loader=jinja2.ChoiceLoader(
+            [jinja2.PackageLoader(package, "assets") for package in (*packages, "memocr_jax.report")]
+        ),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

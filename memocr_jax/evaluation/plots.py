@@ -1,0 +1,171 @@
+"""Plots of a summary, as SVG: accuracy against budget by method, and by length."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from memocr_jax.evaluation.summary import METRIC_NAMES
+from memocr_jax.evaluation.tables import AVERAGE, Score, paper_table
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+COLOURS = {
+    "visual memory": "#2563c9",
+    "visual without layout": "#d9730d",
+    "text memory": "#0f9272",
+    "raw history": "#6b7280",
+}
+MARKERS = {"visual memory": "o", "visual without layout": "s", "text memory": "^", "raw history": "D"}
+OTHERS = ("#b3379b", "#7a5bd0", "#a3850b", "#0d8fb5")
+
+
+def by_budget(summary: Mapping[str, Any], metric: str) -> Figure | None:
+    """Accuracy against budget: a panel for each data set (and the average) and length; None without budgets.
+
+    A method without a budget is a level line; shaded are the 95 % intervals.
+    """
+    table = paper_table(summary, metric)
+    budgets = sorted({budget for _, budget, _ in table.rows if budget is not None})
+    if not budgets:
+        return None
+    names = list(dict.fromkeys(name for name, _ in table.columns))
+    lengths = list(dict.fromkeys(length for _, length in table.columns))
+    figure, axes = _grid(len(names), len(lengths))
+    for i, name in enumerate(names):
+        for j, length in enumerate(lengths):
+            axis = axes[i][j]
+            if (name, length) not in table.columns:
+                axis.axis("off")
+                continue
+            column = table.columns.index((name, length))
+            for k, method in enumerate(dict.fromkeys(method for method, _, _ in table.rows)):
+                scores = {b: row[column] for m, b, row in table.rows if m == method and row[column]}
+                _line(axis, method, k, budgets, scores)
+            axis.set_xscale("log", base=2)
+            axis.set_xticks(budgets, [str(budget) for budget in budgets])
+            axis.minorticks_off()
+            axis.set_title(f"{name}, {length}", fontsize=10)
+            axis.set_xlabel("budget, tokens" if i == len(names) - 1 else "")
+            axis.set_ylabel(f"{METRIC_NAMES[metric]}, %" if j == 0 else "")
+    _legend(figure, axes)
+    return figure
+
+
+def by_length(summary: Mapping[str, Any], metric: str) -> Figure | None:
+    """Accuracy against the documents' length at the largest, a middle and the smallest budget; None when
+    there is one length only."""
+    table = paper_table(summary, metric)
+    names = list(dict.fromkeys(name for name, _ in table.columns))
+    names = [AVERAGE] if AVERAGE in names else names
+    lengths = list(dict.fromkeys(length for _, length in table.columns))
+    budgets = sorted({budget for _, budget, _ in table.rows if budget is not None}, reverse=True)
+    if len(lengths) < 2:
+        return None
+    chosen = list(dict.fromkeys([*budgets[:1], *budgets[len(budgets) // 2 :][:1], *budgets[-1:]])) or [None]
+    figure, axes = _grid(len(names), len(chosen))
+    for i, name in enumerate(names):
+        for j, budget in enumerate(chosen):
+            axis = axes[i][j]
+            for k, method in enumerate(dict.fromkeys(method for method, _, _ in table.rows)):
+                scores = {}
+                for m, b, row in table.rows:
+                    if m == method and b in (budget, None):
+                        by_column = dict(zip(table.columns, row, strict=True))
+                        scores = {
+                            x: by_column[name, length]
+                            for x, length in enumerate(lengths)
+                            if by_column.get((name, length))
+                        }
+                _line(axis, method, k, list(range(len(lengths))), scores)
+            axis.set_xticks(range(len(lengths)), lengths)
+            axis.set_xlim(-0.2, len(lengths) - 0.8)
+            axis.set_title(f"{name}, " + ("no budget" if budget is None else f"budget {budget}"), fontsize=10)
+            axis.set_xlabel("document length" if i == len(names) - 1 else "")
+            axis.set_ylabel(f"{METRIC_NAMES[metric]}, %" if j == 0 else "")
+    _legend(figure, axes)
+    return figure
+
+
+def svg(figure: Figure) -> str:
+    """The figure as SVG, the same text for the same figure."""
+    import matplotlib
+
+    out = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": "memocr"}):
+        figure.savefig(out, format="svg", metadata={"Date": None})
+    return out.getvalue()
+
+
+def figure_of(rows: int, columns: int, panel: tuple[float, float] = (3.4, 2.5)) -> tuple[Figure, Any]:
+    """A figure of rows x columns panels with the look that all plots share; no window is opened."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(panel[0] * columns + 0.5, panel[1] * rows + 0.7), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for axis in axes.flat:
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(axis="y", color="#e3e6ea", linewidth=0.8)
+        axis.set_axisbelow(True)
+        axis.tick_params(labelsize=8, color="#9aa4b5")
+        axis.xaxis.label.set_size(9)
+        axis.yaxis.label.set_size(9)
+    return figure, axes
+
+
+def _grid(rows: int, columns: int) -> tuple[Figure, Any]:
+    figure, axes = figure_of(rows, columns)
+    for axis in axes.flat:
+        axis.set_ylim(0, 100)
+    return figure, axes
+
+
+def colour_of(method: str, place: int) -> str:
+    return COLOURS.get(method, OTHERS[place % len(OTHERS)])
+
+
+def _line(axis: Axes, method: str, place: int, xs: Sequence[int], scores: Mapping[Any, Score]) -> None:
+    colour = colour_of(method, place)
+    if not scores:
+        return
+    if None in scores:
+        if len(xs) > 0:
+            level = scores[None]
+            axis.axhline(100 * level["mean"], color=colour, linestyle="--", linewidth=1.4, label=method)
+            if level["low"] is not None:
+                axis.axhspan(100 * level["low"], 100 * level["high"], color=colour, alpha=0.10, linewidth=0)
+        return
+    known = [x for x in xs if x in scores]
+    axis.plot(
+        known,
+        [100 * scores[x]["mean"] for x in known],
+        color=colour,
+        marker=MARKERS.get(method, "o"),
+        markersize=4,
+        linewidth=1.6,
+        label=method,
+        clip_on=False,
+        zorder=3,
+    )
+    if all(scores[x]["low"] is not None for x in known):
+        low, high = ([100 * scores[x][end] for x in known] for end in ("low", "high"))
+        axis.fill_between(known, low, high, color=colour, alpha=0.13, linewidth=0)
+
+
+def _legend(figure: Figure, axes: Any) -> None:
+    handles = {}
+    for axis in axes.flat:
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
+            handles.setdefault(label, handle)
+    if handles:
+        figure.legend(
+            handles.values(),
+            handles,
+            loc="outside upper center",
+            ncols=len(handles),
+            frameon=False,
+            fontsize=9,
+        )
