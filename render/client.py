@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
+from render.base import Renderer
 from render.errors import RenderError
 from render.settings import MODES, RenderSettings
 from render.types import MemoryPage, Mode, PageStatus
@@ -33,7 +33,7 @@ def open_renderer(settings: RenderSettings, mode: Mode = "markdown") -> RenderPo
     return RenderPool(settings, mode)
 
 
-class RemoteRenderer:
+class RemoteRenderer(Renderer):
     """Draws memories on a `render.server`, with retries; the same methods as `RenderPool`.
 
     The server's own settings decide about theme, margins and limits; width and mode travel with each memory.
@@ -72,16 +72,6 @@ class RemoteRenderer:
                 " check render.url and render.token"
             )
         self._threads = ThreadPoolExecutor(CONCURRENCY, thread_name_prefix="render-client")
-
-    def __enter__(self) -> RemoteRenderer:
-        return self
-
-    def __exit__(self, *exception) -> None:
-        self.close()
-
-    def render(self, memories: Sequence[str]) -> list[MemoryPage]:
-        """One page per memory, in order."""
-        return [future.result() for future in [self.submit(memory) for memory in memories]]
 
     def submit(
         self, memory: str, *, mode: Mode | None = None, width_px: int | None = None

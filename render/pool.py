@@ -11,12 +11,12 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Sequence
 from concurrent.futures import Future
 
 import numpy as np
 
 from render import theme
+from render.base import Renderer
 from render.cache import PageCache
 from render.chromium import (
     Browser,
@@ -61,7 +61,7 @@ class _Job:
     deaths: int = 0
 
 
-class RenderPool:
+class RenderPool(Renderer):
     """Draws memories with several browsers, in order (`render`) or as futures (`submit`).
 
     Everything a memory can do wrong is a `PageStatus` of its own page. Use it as a context manager, or call
@@ -107,16 +107,6 @@ class RenderPool:
         _open_pools.add(self)
         for thread in self._threads:
             thread.start()
-
-    def __enter__(self) -> RenderPool:
-        return self
-
-    def __exit__(self, *exception) -> None:
-        self.close()
-
-    def render(self, memories: Sequence[str]) -> list[MemoryPage]:
-        """One page per memory, in order."""
-        return [future.result() for future in [self.submit(memory) for memory in memories]]
 
     def submit(
         self, memory: str, *, mode: Mode | None = None, width_px: int | None = None

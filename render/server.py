@@ -12,10 +12,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import hmac
 import io
 import json
-import signal
 import time
 from contextlib import asynccontextmanager
 from typing import Annotated, Literal
@@ -29,13 +27,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from render.chromium import find_chromium
 from render.errors import RenderError
+from render.http import BodyError, authorised, explain, read_body, serve
 from render.options import add_settings, run_command, settings_of
 from render.pool import RenderPool
 from render.settings import MODES, TOKEN_PX, RenderSettings
 from render.theme import theme_css
 from render.types import MemoryPage, Mode, PageStatus
 
-BODY_TIMEOUT_S = 30.0
 MAX_BUDGET_TOKENS = 16_384
 _MEDIA = {"png": "image/png", "page": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
 _NO_PAGE_CODES = {PageStatus.EMPTY: 400, PageStatus.TOO_LARGE: 413}
@@ -99,7 +97,7 @@ def create_app(
 
     @app.post("/render")
     async def render(request: Request) -> Response:
-        if token and not _authorised(request, token):
+        if token and not authorised(request, token):
             return _refuse(metrics, 401, "missing or wrong bearer token", {"WWW-Authenticate": "Bearer"})
         if app.state.under_way >= max_queue:
             return _refuse(
@@ -120,16 +118,13 @@ def create_app(
 
 async def _answer(request: Request, max_body_bytes: int, metrics: _Metrics) -> Response:
     try:
-        async with asyncio.timeout(BODY_TIMEOUT_S):
-            body = await _read_body(request, max_body_bytes)
-    except TimeoutError:
-        return _refuse(metrics, 408, f"the request did not arrive within {BODY_TIMEOUT_S:g} s")
-    if body is None:
-        return _refuse(metrics, 413, f"the request is larger than {max_body_bytes} bytes")
+        body = await read_body(request, max_body_bytes)
+    except BodyError as error:
+        return _refuse(metrics, error.code, str(error))
     try:
         asked = RenderRequest.model_validate(json.loads(body))
     except (ValueError, RecursionError) as error:
-        return _refuse(metrics, 422 if isinstance(error, ValidationError) else 400, _explain(error))
+        return _refuse(metrics, 422 if isinstance(error, ValidationError) else 400, explain(error))
     pool = request.app.state.pool
     if asked.width_px and asked.width_px - 2 * pool.settings.margin_px < TOKEN_PX:
         return _refuse(metrics, 422, f"width_px {asked.width_px} leaves no room within the margins")
@@ -142,34 +137,9 @@ async def _answer(request: Request, max_body_bytes: int, metrics: _Metrics) -> R
     return await run_in_threadpool(_image_response, page, asked)
 
 
-async def _read_body(request: Request, limit: int) -> bytes | None:
-    """The request's body, or None when it is longer than `limit` bytes."""
-    declared = request.headers.get("content-length", "0")
-    if declared.isdigit() and int(declared) > limit:
-        return None
-    body = bytearray()
-    async for piece in request.stream():
-        body += piece
-        if len(body) > limit:
-            return None
-    return bytes(body)
-
-
-def _authorised(request: Request, token: str) -> bool:
-    given = request.headers.get("authorization", "")
-    return hmac.compare_digest(given.encode(), f"Bearer {token}".encode())
-
-
 def _refuse(metrics: _Metrics, code: int, message: str, headers: dict | None = None) -> JSONResponse:
     metrics.refused.labels(str(code)).inc()
     return JSONResponse({"detail": message}, code, headers)
-
-
-def _explain(error: Exception) -> str:
-    if isinstance(error, ValidationError):
-        first = error.errors(include_url=False, include_input=False)[0]
-        return f"{'.'.join(map(str, first['loc'])) or 'body'}: {first['msg']}"
-    return f"the body is no valid JSON ({type(error).__name__})"
 
 
 def _image_response(page: MemoryPage, asked: RenderRequest) -> Response:
@@ -210,8 +180,6 @@ def _encode(page: MemoryPage, pixels, image_format: str) -> bytes:
 
 def main(argv: list[str] | None = None) -> None:
     """Serve until SIGTERM or SIGINT; then finish what was accepted."""
-    import uvicorn
-
     parser = argparse.ArgumentParser(prog="python -m render.server", description=main.__doc__)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; default: %(default)s")
     parser.add_argument("--port", type=int, default=9000, help="default: %(default)s")
@@ -227,11 +195,7 @@ def main(argv: list[str] | None = None) -> None:
     settings = settings_of(arguments)
     find_chromium(settings.chromium)  # what is missing is an error here, not at the first request
     theme_css(settings)
-    app = create_app(settings, arguments.mode, token, arguments.max_queue)
-    # uvicorn shuts down in good order and then raises the signal again; that is no failure here.
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: None)
-    uvicorn.run(app, host=arguments.host, port=arguments.port, log_level="info", access_log=False)
+    serve(create_app(settings, arguments.mode, token, arguments.max_queue), arguments.host, arguments.port)
 
 
 if __name__ == "__main__":
