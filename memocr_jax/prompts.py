@@ -121,6 +121,13 @@ Answer from the document, as briefly as possible, and put the answer in \\boxed{
 {question}"""
     """The raw-history baseline: {article}, {question}."""
 
+    gap_fill: str = """\
+A passage of the page is printed below with {count} words replaced by {blank}. Find the passage on the page \
+and give the missing words in order, separated by commas.
+
+{passage}"""
+    """What a cloze asks (it is the {question} of a reading turn): {passage}, {count}, {blank}."""
+
 
 DEFAULT_TEMPLATES = Templates()
 
@@ -134,10 +141,11 @@ _FIELDS: dict[str, tuple[str, ...]] = {
     "read": ("page", "question"),
     "read_text": ("memory", "question"),
     "read_document": ("article", "question"),
+    "gap_fill": ("passage",),
 }
-"""Fields that each template must have exactly once; `draft` may also have {format}."""
+"""Fields that each template must have exactly once; those of `_OPTIONAL` may be there too."""
 
-_OPTIONAL = {"draft": ("format",)}
+_OPTIONAL = {"draft": ("format",), "gap_fill": ("count", "blank")}
 _PART = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]|[^{}]+")
 
 
@@ -209,6 +217,12 @@ def read_document_prompt(
     """Raw-history baseline: the whole document (ids) in the context. The prefix ends before the question."""
     values = {"article": Tokens(document_tokens), "question": Text(question)}
     return _prompt(templates.system, templates.read_document, values, own="question")
+
+
+def gap_fill_question(passage: str, count: int, blank: str, templates: Templates = DEFAULT_TEMPLATES) -> str:
+    """What is asked about a passage in which `count` words are replaced by `blank`."""
+    values = {"passage": passage, "count": str(count), "blank": blank}
+    return "".join(text if name is None else values[name] for name, text in _parts(templates.gap_fill))
 
 
 def chat_prompt(messages: Sequence[tuple[str, Sequence[str | None]]]) -> Prompt:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-from memocr_jax.data.vocabulary import WORDS
+from memocr_jax.data.vocabulary import SHORT_NAMES, SHORT_WORDS, WORDS
 from memocr_jax.errors import UserError
 
 DataSource = Literal["synthetic", "flashrag", "memagent", "prepared"]
@@ -44,6 +44,9 @@ class SyntheticConfig:
     chunks: int = 2
     """Chunks of a document, each with about the same number of sentences; no sentence is cut.
     0 = cut by tokens, as a real document is."""
+    words: Literal["long", "short"] = "long"
+    """short: names and values of four letters, from short closed lists (24 names, 4 attributes), for the pages
+    of tiny models."""
     style: SentenceStyle = "plain"
     """terse: `NAME ATTRIBUTE VALUE .` (no attribute when there is one only); plain: one sentence pattern for
     each attribute; varied: several paraphrases, for questions too."""
@@ -55,8 +58,14 @@ class SyntheticConfig:
             _at_least(f"{field}.{name}", getattr(self, name), least[name])
         for name in ("distractors", "filler", "chunks"):
             _at_least(f"{field}.{name}", getattr(self, name), 0)
-        if self.attributes > len(WORDS):
-            raise UserError(f"{field}.attributes: {self.attributes} is too large; use at most {len(WORDS)}")
+        kinds = len(SHORT_WORDS if self.words == "short" else WORDS)
+        if self.attributes > kinds:
+            raise UserError(f"{field}.attributes: {self.attributes} is too large; use at most {kinds}")
+        if self.words == "short" and self.names > len(SHORT_NAMES):
+            raise UserError(
+                f"{field}.names: {self.names}, but there are {len(SHORT_NAMES)} short names; use at most "
+                f"{len(SHORT_NAMES)} or {field}.words long"
+            )
         _at_least(f"{field}.hops_max", self.hops_max, self.hops_min)
         _at_least(f"{field}.facts", self.facts, self.hops_max)
         sentences = self.facts + self.distractors + self.filler

@@ -18,7 +18,17 @@ from typing import Literal
 import numpy as np
 
 from memocr_jax.data.settings import SyntheticConfig
-from memocr_jax.data.vocabulary import DATES, FILLER, NUMBERS, RELATIONS, WORDS, Attribute, name
+from memocr_jax.data.vocabulary import (
+    DATES,
+    FILLER,
+    NUMBERS,
+    RELATIONS,
+    SHORT_WORDS,
+    WORDS,
+    Attribute,
+    name,
+    short_name,
+)
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
@@ -67,13 +77,16 @@ class SyntheticWorld(Sequence[SyntheticQuestion]):
         self.seed = seed
         self.split = split
         self._questions = config.questions if questions is None else questions
+        short = config.words == "short"
+        self._name = short_name if short else name
         words = tuple(
             dataclasses.replace(kind, count=min(config.values, kind.count))
-            for kind in WORDS[: config.attributes]
+            for kind in (SHORT_WORDS if short else WORDS)[: config.attributes]
         )
         self._attributes = words + NUMBERS * config.numbers + DATES * config.dates
         self._relations = tuple(
-            dataclasses.replace(kind, count=config.names) for kind in RELATIONS * (config.hops_max > 1)
+            dataclasses.replace(kind, values=self._name, count=config.names)
+            for kind in RELATIONS * (config.hops_max > 1)
         )
 
     def __len__(self) -> int:
@@ -188,14 +201,16 @@ class _Document:
             person, kind = draw()
             value = self._draw(person, kind)
             # Two people with the same value are avoided while that is easy (small worlds run out of values).
-            own = kind.value is name and value == person
+            # In the world of long words somebody may be their own mentor: without that it would be another world
+            # (and the small tokenizer, which is trained on it, another tokenizer).
+            own = kind.values is short_name and value == person
             repeated = (kind.key, value) in self._values and attempt < _TRIES
             if (person, kind.key) not in self._said and not repeated and not own:
                 self._say(person, kind, value)
                 return
 
     def _say(self, person: int, kind: Attribute, value: int) -> Fact:
-        who, what = name(person), kind.value(value)
+        who, what = self.world._name(person), kind.value(value)
         fact = Fact(who, kind.key, what, self.world.state(who, kind, what, self.rng))
         self._said.add((person, kind.key))
         self._values.add((kind.key, value))
@@ -204,7 +219,7 @@ class _Document:
 
     def _draw(self, person: int, kind: Attribute) -> int:
         """A value that this split may state (each triple is in one of five buckets, in turn)."""
-        first = -_hash(name(person), kind.key)
+        first = -_hash(self.world._name(person), kind.key)
         ranges = [
             range((first + bucket) % _NUM_BUCKETS, kind.count, _NUM_BUCKETS)
             for bucket in _BUCKETS[self.world.split]

@@ -226,6 +226,50 @@ WORDS = (
 )
 """Attributes whose values are single words."""
 
+SHORT_NAMES = _split(
+    "Abel Beth Carl Dora Emil Finn Gwen Hugo Iris Jack Kate Lena Mark Nora Olaf Paul Rosa Saul Tess Ulla "
+    "Vera Walt Yves Zara"
+)
+"""All names of the world of short words: four letters each."""
+
+
+def short_name(index: int) -> str:
+    """The name number `index` of the world of short words."""
+    return SHORT_NAMES[index]
+
+
+def _short(key: str, values: str) -> Attribute:
+    statement = "{name} has {value}, asked for the " + key + "."
+    return _words(key, key, (statement,), ("What is the " + key + " of {who}?",), values)
+
+
+SHORT_WORDS = (
+    _short(
+        "toy",
+        "bell boat bolt bone book boot bowl cage cake card cart clay coal coat coin comb cord cork corn crib "
+        "cube disc door drum dust fern flag fork gate gong hail harp helm horn iron jade kite knot lace lamp "
+        "leaf lock loom lute mask milk moss nail opal oven palm pear pipe plum pond raft reed ring robe rope "
+        "sack sail salt seed silk",
+    ),
+    _short(
+        "pet",
+        "boar bull calf clam crab crow deer dove duck fawn fish flea frog goat gnat hare hawk kiwi lamb lark "
+        "lion lynx mink mole moth mule newt oryx pony puma rook seal slug stag swan tern toad vole wasp wolf",
+    ),
+    _short(
+        "job",
+        "aide bard boss chef cook dean diva doge duke dyer earl emir host khan king lady lord maid mime monk "
+        "page peer poet pope sage seer serf shah tsar",
+    ),
+    _short(
+        "town",
+        "Bari Bern Brno Caen Cork Doha Giza Gori Graz Hull Kiev Kobe Lima Lodz Lyon Metz Nara Nice Oslo Oulu "
+        "Pisa Riga Rome Sion Suva Troy Tula York Yuma",
+    ),
+)
+"""Attributes of the world of short words, each word of which is hardly wider than one visual token of 28 px
+in the theme `nano`."""
+
 NUMBERS = (
     Attribute(
         "number",

@@ -11,6 +11,7 @@ import re
 
 import numpy as np
 
+from memocr_jax.prompts import DEFAULT_TEMPLATES, Templates, gap_fill_question
 from render.markdown import to_html
 from render.types import Mode
 
@@ -37,8 +38,9 @@ def make_gap_fill(
     window_chars: int = 300,
     blanks: int = 3,
     memory_format: Mode = "markdown",
+    templates: Templates = DEFAULT_TEMPLATES,
 ) -> GapFill | None:
-    """Draw a cloze from a memory.
+    """Draw a cloze from a memory, asked for in the words of `templates`.
 
     A window of at most `window_chars` characters of visible text, cut at words, with `blanks` words longer
     than 2 characters blanked. The draw depends on nothing but `rng` and the text. Returns None when no window
@@ -64,10 +66,7 @@ def make_gap_fill(
         parts += [text[at:word_start], BLANK]
         at = word_end
     parts.append(text[at:end])
-    question = (
-        f"A passage of the page is printed below with {blanks} words replaced by {BLANK}. Find the passage "
-        "on the page and give the missing words in order, separated by commas.\n\n" + "".join(parts)
-    )
+    question = gap_fill_question("".join(parts), blanks, BLANK, templates)
     return GapFill(question=question, answer=", ".join(text[i:j] for i, j in chosen))
 
 

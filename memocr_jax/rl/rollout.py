@@ -247,4 +247,5 @@ class Agent:
             self.config.gap_fill_window_chars,
             self.config.gap_fill_blanks,
             self.config.memory_format,
+            self.templates,
         )
