@@ -4,10 +4,10 @@
     with RenderPool() as pool:
         pages = pool.render(["# Amsterdam", "born in **1923**"])
 
-`settings`, `types`, `errors`, `base` import nothing heavy; `markdown` sanitises, `theme` styles, `chromium` finds
-and starts the browser (over `cbor`), `sheet` draws many memories at once (read back by `png`), `pool` does so
-with several browsers, `cache` keeps pages, `views` fits them to a budget of visual tokens; `server` and
-`client` go over HTTP (`http` is what servers share, pages travel as `codec` writes them); `bench` and
+`settings`, `types`, `errors`, `base` import nothing heavy; `markdown` sanitises, `theme` styles, `chromium`
+finds and starts the browser (over `cbor`), `sheet` draws many memories at once (read back by `png`), `pool`
+does so with several browsers, `cache` keeps pages, `views` fits them to a budget of visual tokens; `server`
+and `client` go over HTTP (`http` is what servers share, pages travel as `codec` writes them); `bench` and
 `profile` measure. See docs/render.md.
 """
 
