@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -13,7 +14,7 @@ from memocr_jax.engine import image_grid, image_rows, most_windows
 from memocr_jax.images import vision_batch
 from memocr_jax.models.config import Qwen25VLConfig
 from memocr_jax.rows import PackedRows
-from memocr_jax.types import TrainBatch, Turn
+from memocr_jax.types import TrainBatch, Turn, VisionBatch
 
 
 class WeightedTurn(NamedTuple):
@@ -49,6 +50,10 @@ class MiniBatch:
     """Tokens of the longest completion."""
 
 
+_COUNTS = ("tokens", "sequences", "longest")
+"""Fields of a `MiniBatch` that are numbers."""
+
+
 def pack_turns(turns: Sequence[WeightedTurn], packing: Packing) -> MiniBatch:
     """Pack the turns of one mini-batch.
 
@@ -66,6 +71,33 @@ def pack_turns(turns: Sequence[WeightedTurn], packing: Packing) -> MiniBatch:
     ]
     lengths = [len(t.turn.completion.tokens) for t in turns]
     return MiniBatch(packed, sum(lengths), len(turns), max(lengths, default=0))
+
+
+def save_minibatch(path: str | Path, minibatch: MiniBatch) -> None:
+    """Write a mini-batch (this process's rows) as a compressed .npz, for someone to look into."""
+    arrays = {name: np.asarray(getattr(minibatch, name)) for name in _COUNTS}
+    for i, batch in enumerate(minibatch.batches):
+        vision = {} if batch.vision is None else batch.vision._asdict()
+        fields = {**batch._asdict(), **{f"vision.{name}": value for name, value in vision.items()}}
+        del fields["vision"]
+        arrays |= {f"{i}.{name}": np.asarray(value) for name, value in fields.items()}
+    np.savez_compressed(path, **arrays)
+
+
+def load_minibatch(path: str | Path) -> MiniBatch:
+    """Read what `save_minibatch` wrote."""
+    with np.load(path) as file:
+        arrays = dict(file)
+    counts = {name: int(arrays.pop(name)) for name in _COUNTS}
+    by_batch: dict[int, dict[str, np.ndarray]] = {}
+    for name, value in arrays.items():
+        number, _, field = name.partition(".")
+        by_batch.setdefault(int(number), {})[field] = value
+    batches = []
+    for _, fields in sorted(by_batch.items()):
+        vision = {f: fields.pop(f"vision.{f}") for f in VisionBatch._fields if f"vision.{f}" in fields}
+        batches.append(TrainBatch(**fields, vision=VisionBatch(**vision) if vision else None))
+    return MiniBatch(batches, **counts)
 
 
 def _prefix_groups(turns: Sequence[WeightedTurn]) -> list[list[WeightedTurn]]:

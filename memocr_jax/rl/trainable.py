@@ -63,6 +63,10 @@ class Trainable:
             return adapters.init_adapters(self._abstract_adapters, self._mesh, self._seed)
         return self._split(params)[0]
 
+    def abstract(self) -> nnx.State:
+        """Shapes, types and shardings of the trained part."""
+        return self.restored(self.abstract_saved())
+
     def whole(self, trained: nnx.State, frozen: nnx.State) -> nnx.State:
         """All parameters of `graphdef`; structure only, so it may be called under jit."""
         return nnx.merge_state(trained, frozen)

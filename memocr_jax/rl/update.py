@@ -175,14 +175,22 @@ class Learner:
             # Updates donate the parameters they change, so the reference is a copy of its own.
             reference = jax.tree.map(jnp.copy, self._trainable.fresh(initial))
             self._ref_logp = lambda batch: self._logp(reference, self._trainable.frozen, batch)
+        # Said, not left to the compiler: without a reason it would keep gradients whole on every device.
+        trained = self._trainable.abstract()
+        layout = jax.tree.map(lambda x: x.sharding, trained)
+        moments = jax.tree.map(lambda x: x.sharding, abstract_optimizer(self.optimizer, trained, mesh))
+        whole = replicated(mesh)
+        self._zeros = jax.jit(_zeros, out_shardings=(layout, whole))
         self._accumulate = jax.jit(
-            functools.partial(_accumulate, ours, rl), donate_argnames=("grads", "sums")
+            functools.partial(_accumulate, ours, rl),
+            donate_argnames=("grads", "sums"),
+            out_shardings=(layout, whole),
         )
         self._apply = jax.jit(
-            functools.partial(_apply, self.optimizer), donate_argnames=("params", "opt_state")
+            functools.partial(_apply, self.optimizer),
+            donate_argnames=("params", "opt_state"),
+            out_shardings=(layout, moments, whole, whole),
         )
-        zero = {name: jnp.zeros((), jnp.float32) for name in _SUMS}
-        self._zeros = jax.jit(lambda params: (jax.tree.map(jnp.zeros_like, params), zero))
 
     def init(self, params: nnx.State) -> TrainState:
         """A fresh state that starts from `params` (all of them), which it consumes; moments are laid out as
@@ -203,9 +211,9 @@ class Learner:
 
     def abstract_items(self) -> dict[str, Any]:
         """Shapes, types and shardings of the items that `restored` takes, without their memory."""
-        items = self._trainable.abstract_saved()
-        trained = self._trainable.restored(items)
-        return {**items, "opt_state": abstract_optimizer(self.optimizer, trained, self.mesh)}
+        trained = self._trainable.abstract()
+        opt_state = abstract_optimizer(self.optimizer, trained, self.mesh)
+        return {**self._trainable.abstract_saved(), "opt_state": opt_state}
 
     def restored(self, items: dict[str, Any], step: int, updates: int, skipped_in_row: int = 0) -> TrainState:
         """The state of a checkpoint's items."""
@@ -245,9 +253,7 @@ class Learner:
             counts = minibatch.tokens, minibatch.sequences, self._longest
             # The policy that is updated is still the one that the step began with.
             at_start = recompute or number == 0
-            *denominators, at_start = jax.device_put(
-                tuple(np.float32(n) for n in (*counts, at_start)), replicated(self.mesh)
-            )
+            *denominators, at_start = (self._scalar(n) for n in (*counts, at_start))
             grads, sums = self._zeros(params)
             for batch, old_logp, ref_logp in micro:
                 grads, sums = self._accumulate(
@@ -274,6 +280,10 @@ class Learner:
         new = TrainState(params, opt_state, state.step + 1, state.updates + len(applied), skipped_in_row)
         skipped = tuple(i for i, (*_, good) in zip(indices, results, strict=True) if not good)
         return Update(new, self._metrics(applied, len(skipped)), skipped)
+
+    def _scalar(self, value: float) -> jax.Array:
+        """f32[] on every device of the mesh; all processes pass the same."""
+        return jax.make_array_from_callback((), replicated(self.mesh), lambda _: np.float32(value))
 
     def _metrics(self, applied, skipped: int) -> dict[str, float | None]:
         """`applied` are the mini-batches that were learned from, each with (sums, norm, True)."""
@@ -311,6 +321,11 @@ class Learner:
 _PER_TOKEN = ("ratio", "clipped_low", "clipped_high", "dual_clipped", "tis_weight", "tis_truncated")
 """Fields of `PolicyLoss` that are summed as metrics."""
 _SUMS = ("loss", "policy", "kl_loss", "kl", "entropy", "logp_gap", "logp_gap_tokens", *_PER_TOKEN)
+
+
+def _zeros(params):
+    """Gradients and sums before the first micro-batch."""
+    return jax.tree.map(jnp.zeros_like, params), {name: jnp.zeros((), jnp.float32) for name in _SUMS}
 
 
 def _accumulate(

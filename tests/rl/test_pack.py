@@ -1,8 +1,9 @@
 """Turns to packed rows."""
 
+import jax
 import numpy as np
 
-from memocr_jax.rl.pack import Packing, WeightedTurn, pack_turns
+from memocr_jax.rl.pack import Packing, WeightedTurn, load_minibatch, pack_turns, save_minibatch
 from memocr_jax.types import Completion, Stop, Turn, TurnKind
 
 
@@ -70,3 +71,22 @@ def test_a_long_group_is_split_and_loses_nothing(small_model):
         targets = sorted(int(t) for b in minibatch.batches for t in b.target[b.loss_mask])
         assert targets == sorted(30 + i for i in range(7) for _ in range(5))
         assert minibatch.tokens == 35
+
+
+def test_a_minibatch_comes_back_from_its_file(small_model, tmp_path):
+    prefix, page = [202, 200, 200, 203], np.zeros((28, 56, 3), np.uint8)
+    turns = [
+        turn([10, 11], [20], [30, 7], float("nan")),
+        turn(prefix, [20], [7], image=page, kind=TurnKind.QA),
+        turn(range(40), [20], [7] * 9),
+    ]
+    minibatch = pack_turns(turns, packing(small_model))
+    assert len(minibatch.batches) == 3 and {b.vision is None for b in minibatch.batches} == {True, False}
+    save_minibatch(tmp_path / "m.npz", minibatch)
+    loaded = load_minibatch(tmp_path / "m.npz")
+    counts = lambda m: (m.tokens, m.sequences, m.longest)  # noqa: E731
+    assert counts(loaded) == counts(minibatch) == (12, 3, 9)
+    assert jax.tree.structure(loaded.batches) == jax.tree.structure(minibatch.batches)
+    for ours, theirs in zip(jax.tree.leaves(loaded.batches), jax.tree.leaves(minibatch.batches), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+        assert ours.dtype == theirs.dtype

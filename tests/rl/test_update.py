@@ -5,15 +5,17 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 
-from memocr_jax.config import EngineConfig, LoraConfig, MeshConfig, OptimizerConfig, RLConfig, SamplingConfig
+from memocr_jax.config import EngineConfig, MeshConfig, OptimizerConfig, RLConfig, SamplingConfig
 from memocr_jax.engine import Engine, PromptGroup
 from memocr_jax.metrics import Stopwatch
+from memocr_jax.rl.loss import Denominators
 from memocr_jax.rl.pack import Packing, WeightedTurn, pack_turns
 from memocr_jax.rl.update import Learner
 from memocr_jax.rng import row_key
-from memocr_jax.sharding import make_mesh
-from memocr_jax.types import Turn, TurnKind
+from memocr_jax.sharding import make_mesh, put_batch
+from memocr_jax.types import Completion, Stop, Turn, TurnKind
 
 RL = RLConfig(kl_coef=0.1)
 # A large eps keeps the update nearly linear in the gradient: Adam would blow rounding of tiny gradients up.
@@ -63,7 +65,18 @@ def turns(small_model, tiny_mesh):
     return result
 
 
-def make_learner(
+MADE = {}
+
+
+def make_learner(small_model, mesh, **options):
+    """A learner, and the parameters to start from; made once, so that nothing is compiled twice."""
+    key = mesh, repr(sorted(options.items()))
+    if key not in MADE:
+        MADE[key] = new_learner(small_model, mesh, **options)
+    return MADE[key], small_model.on(mesh)[1]
+
+
+def new_learner(
     small_model,
     mesh,
     rl=RL,
@@ -74,12 +87,11 @@ def make_learner(
     chunk=16,
     **options,
 ):
-    """A learner, and the parameters to start from."""
     graphdef, params = small_model.on(mesh)
     packing = Packing(small_model.config, max_row_tokens, rows, length_multiple, 1)
     reference = jax.tree.map(lambda x: x * 1.01, params)  # not the policy itself, so that the KL is not zero
     args = (rl, optimizer, packing, 1.0, chunk, 7, Stopwatch())
-    return Learner(graphdef, reference, mesh, *args, **options), params
+    return Learner(graphdef, reference, mesh, *args, **options)
 
 
 def run(small_model, mesh, turns, steps=3, minibatches=1, **options):
@@ -88,9 +100,7 @@ def run(small_model, mesh, turns, steps=3, minibatches=1, **options):
     state = learner.init(params)
     parts = [turns] if minibatches == 1 else [[t for t in turns if t.turn.q == q] for q in range(2)]
     for _ in range(steps):
-        state, metrics, skipped = learner.update(
-            state, [pack_turns(part, learner.packing) for part in parts]
-        )
+        state, metrics, skipped = learner.update(state, [pack_turns(part, learner.packing) for part in parts])
         assert skipped == () and metrics["update/skipped"] == 0
     assert state.step == steps and state.updates == steps * len(parts)
     return jax.device_get(jax.tree.leaves(learner.policy_params(state))), metrics
@@ -132,6 +142,10 @@ def test_three_updates_move_the_parameters(small_model, tiny_mesh, expected):
 def test_four_devices_change_nothing(small_model, turns, expected):
     mesh = make_mesh(MeshConfig(fsdp=2, tensor=2), jax.devices())
     check(run(small_model, mesh, turns), expected)
+    learner, params = make_learner(small_model, mesh)
+    # Gradients are spread as their parameters are: left to itself the compiler keeps sums whole everywhere.
+    for gradient, param in zip(*map(jax.tree.leaves, (learner._zeros(params)[0], params)), strict=True):
+        assert gradient.sharding == param.sharding
 
 
 def test_sampler_and_trainer_agree_on_the_log_probability(small_model, tiny_mesh, turns):
@@ -183,3 +197,173 @@ def test_a_step_with_nothing_to_train_changes_nothing(small_model, tiny_mesh):
         np.testing.assert_array_equal(a, b)
 
 
+# What follows is about the update and not about the model: short turns of text, made by hand.
+
+
+@pytest.fixture(scope="module")
+def texts():
+    """Two questions with a group of two each; the sampler's log-probabilities are far from the model's."""
+    rng = np.random.default_rng(5)
+    ids = lambda n: rng.integers(8, 200, n).astype(np.int32)  # noqa: E731
+    result = []
+    for q in range(2):
+        prefix = ids(3)
+        for g in range(2):
+            n = 2 + g
+            completion = Completion(ids(n), -rng.gamma(7.0, 1.0, n).astype(np.float32), Stop.EOS)
+            turn = Turn(q, g, TurnKind.DRAFT, prefix, ids(2), None, completion)
+            result.append(WeightedTurn(turn, float(rng.normal())))
+    return result
+
+
+def minibatches(learner, texts):
+    return [pack_turns([t for t in texts if t.turn.q == q], learner.packing) for q in range(2)]
+
+
+def values(tree):
+    return jax.device_get(jax.tree.leaves(tree))
+
+
+def poisoned(minibatch):
+    """With an advantage that is not a number."""
+    (batch,) = minibatch.batches
+    return dataclasses.replace(minibatch, batches=[batch._replace(advantage=batch.advantage * np.nan)])
+
+
+def test_a_gradient_that_is_not_finite_skips_its_update_alone(small_model, tiny_mesh, texts):
+    learner, params = make_learner(small_model, tiny_mesh)
+    one, other = minibatches(learner, texts)
+    before = values(params)
+
+    state, metrics, skipped = learner.update(learner.init(params), [poisoned(one), poisoned(other)])
+    assert skipped == (0, 1) and (state.step, state.updates, state.skipped_in_row) == (1, 0, 2)
+    assert metrics == {"update/tokens": 0, "update/updates": 0, "update/skipped": 2}
+    for ours, theirs in zip(values(state.params), before, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert all((x == 0).all() for x in values(state.opt_state))  # moments and count as at the start
+
+    # The other mini-batch learns as if it were alone; metrics are of it alone. Indices count the empty one.
+    empty = pack_turns([], learner.packing)
+    state, metrics, skipped = learner.update(state, [empty, poisoned(one), other])
+    assert skipped == (1,) and (state.step, state.updates, state.skipped_in_row) == (2, 1, 0)
+    expected, expected_metrics, _ = learner.update(learner.init(small_model.on(tiny_mesh)[1]), [other])
+    for ours, theirs in zip(values(state.params), values(expected.params), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-6)
+    assert metrics.pop("update/skipped") == 1 and expected_metrics.pop("update/skipped") == 0
+    for name, value in expected_metrics.items():
+        assert metrics[name] == (value and pytest.approx(value, rel=1e-4, abs=1e-6)), name
+
+    state, _, skipped = learner.update(state, [other, poisoned(one)])
+    assert skipped == (1,) and state.skipped_in_row == 1
+    state, _, skipped = learner.update(state, [poisoned(one), other])
+    assert skipped == (0,) and state.skipped_in_row == 0
+
+
+def logp_of(learner, state, minibatch):
+    """f64 log-probabilities of the sampled tokens, and those of the sampler."""
+    (batch,) = minibatch.batches
+    logp = np.asarray(learner._logp(state.params, learner._trainable.frozen, batch), np.float64)
+    return logp[batch.loss_mask], batch.sampler_logp[batch.loss_mask].astype(np.float64)
+
+
+def test_a_sampler_of_another_policy_is_weighed_and_reported(small_model, tiny_mesh, texts):
+    """As with rl.staleness: old are the parameters that the update starts from, the rest is importance."""
+    rl = dataclasses.replace(RL, kl_coef=0.0, tis_cap=1.5)
+    learner, params = make_learner(small_model, tiny_mesh, rl=rl)
+    both = minibatches(learner, texts)
+    state = learner.init(params)
+    logp, sampler = map(np.concatenate, zip(*(logp_of(learner, state, m) for m in both), strict=True))
+    weight = np.exp(logp - sampler)
+    assert 0.1 < (weight > 1.5).mean() < 0.9
+    _, metrics, _ = learner.update(state, both)
+    assert metrics["tis/weight"] == pytest.approx(np.minimum(weight, 1.5).mean(), rel=1e-4)
+    assert metrics["tis/truncated_share"] == pytest.approx((weight > 1.5).mean())
+    assert metrics["rollout/logp_gap"] == pytest.approx(np.abs(logp - sampler).mean(), rel=1e-4)
+    assert metrics["policy/ratio"] == pytest.approx(1, abs=0.05)  # the second update sees the first
+    assert metrics["kl/mean"] is None and metrics["loss/kl"] is None  # not 0: nothing was measured
+
+
+def test_the_ratio_can_be_taken_to_the_sampler(small_model, tiny_mesh, texts):
+    rl = dataclasses.replace(RL, kl_coef=0.0, old_logp="sampler", ratio="sequence")
+    learner, params = make_learner(small_model, tiny_mesh, rl=rl)
+    both = minibatches(learner, texts)
+    state = learner.init(params)
+    start = [logp_of(learner, state, m) for m in both]
+    copy = jax.tree.map(lambda x: x.copy(), state.params)
+    one = learner.update(learner.init(copy), both[:1]).state
+    moved = start[0], logp_of(learner, one, both[1])
+    # Turns have 2 and 3 tokens; a turn's ratio is the geometric mean of its tokens'.
+    ratios = [np.exp(d.mean()) for logp, s in moved for d in ((logp - s)[:2], (logp - s)[2:])]
+    expected = np.average(ratios, weights=[2, 3, 2, 3])
+    _, metrics, _ = learner.update(state, both)
+    assert metrics["policy/ratio"] == pytest.approx(expected, rel=1e-3)
+    # The gap is measured where the policy is still the one that the step began with: in the first update.
+    logp, sampler = start[0]
+    assert metrics["rollout/logp_gap"] == pytest.approx(np.abs(logp - sampler).mean(), rel=1e-4)
+    assert metrics["tis/weight"] is None
+
+
+def gradient(learner, params, turns):
+    """Gradient of the first update, by path."""
+    minibatch = pack_turns(turns, learner.packing)
+    trained, frozen = learner._trainable._split(params)
+    counts = (learner._scalar(n) for n in (minibatch.tokens, minibatch.sequences, 7))
+    denominators, grads = Denominators(*counts), learner._zeros(trained)
+    for batch in minibatch.batches:
+        batch = put_batch(batch, learner.mesh)
+        ref = learner._ref_logp(batch)
+        grads = learner._accumulate(
+            trained,
+            frozen,
+            batch,
+            None,
+            ref,
+            denominators,
+            learner._scalar(1),
+            grads=grads[0],
+            sums=grads[1],
+        )
+    return {path: np.asarray(x.get_value()) for path, x in nnx.to_flat_state(grads[0])}, grads[1]["loss"]
+
+
+def check_gradients(ours, theirs):
+    assert ours.keys() == theirs.keys()
+    for path, value in ours.items():
+        np.testing.assert_allclose(value, theirs[path], rtol=0, atol=1e-5 * np.abs(theirs[path]).max())
+
+
+def test_sharing_the_prefix_changes_no_gradient(small_model, tiny_mesh, turns):
+    """Loss and every gradient within 1e-5 relative: with images, siblings of other lengths, a group of 1."""
+    images = [t.turn.image is not None for t in turns]
+    lengths = {len(t.turn.suffix) + len(t.turn.completion.tokens) for t in turns}
+    assert any(images) and not all(images) and len(lengths) > 2
+    shared, params = make_learner(small_model, tiny_mesh)
+    plain, _ = make_learner(small_model, tiny_mesh, max_row_tokens=1)
+    assert sum(b.segments.max() for b in pack_turns(turns, shared.packing).batches) > len(turns) // 2
+    assert all(b.segments.max() == 1 for b in pack_turns(turns, plain.packing).batches)
+    ours, loss = gradient(shared, params, turns)
+    theirs, expected = gradient(plain, params, turns)
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+    check_gradients(ours, theirs)
+
+
+def test_a_frozen_vision_tower_has_neither_gradients_nor_moments(small_model, tiny_mesh, turns):
+    learner, params = make_learner(small_model, tiny_mesh, trainable="decoder")
+    every, _ = make_learner(small_model, tiny_mesh)
+    ours, _ = gradient(learner, params, turns)
+    theirs, _ = gradient(every, params, turns)
+    assert {path[0] for path in theirs} == {"visual", "language_model", "lm_head"}
+    check_gradients(ours, {path: x for path, x in theirs.items() if path[0] != "visual"})
+
+    state = learner.init(params)
+    visual = [x.size for path, x in nnx.to_flat_state(params) if path[0] == "visual"]
+    total = sum(x.size for x in jax.tree.leaves(params)) - sum(visual)
+    assert visual and sum(x.size for x in jax.tree.leaves(state.opt_state) if x.ndim) == 2 * total
+    state, metrics, _ = learner.update(state, [pack_turns(turns, learner.packing)])
+    assert metrics["kl/mean"] > 1e-4  # the reference's decoder is another
+    assert jax.tree.structure(learner.policy_params(state)) == jax.tree.structure(params)
+    policy = dict(nnx.to_flat_state(learner.policy_params(state)))
+    for path, variable in nnx.to_flat_state(small_model.on(tiny_mesh)[1]):
+        # The learner was made with 1.01 times these: its tower is the frozen one.
+        frozen = np.array_equal(policy[path].get_value(), variable.get_value() * 1.01)
+        assert frozen == (path[0] == "visual"), path
