@@ -623,6 +623,8 @@ def evaluation_sets(config: Config) -> list[tuple[str, str, DataConfig]]:
         field = f"eval.sets[{i}]"
         if not one.name or not one.length:
             raise UserError(f"{field}: name is {one.name!r} and length {one.length!r}; give both")
+        if not (one.name + one.length).isprintable():
+            raise UserError(f"{field}: name {one.name!r} or length {one.length!r} has control characters")
         if (one.name, one.length) in [(name, length) for name, length, _ in sets]:
             raise UserError(f"{field}: {one.name} at {one.length} is there twice; rename one of them")
         data = from_tree(DataConfig, _merged(to_tree(base), one.data), field, "data.")

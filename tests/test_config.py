@@ -194,6 +194,7 @@ def test_without_sets_the_validation_questions_are_evaluated():
     [
         ({"sets": (EvalSet("a", "10k", {"pth": "x"}),)}, ["eval.sets[0]", "data.pth", "path"]),
         ({"sets": (EvalSet("a", ""),)}, ["eval.sets[0]", "length", "''"]),
+        ({"sets": (EvalSet("a\n", "b"),)}, ["eval.sets[0]", "'a\\n'", "control"]),
         ({"sets": (EvalSet("a", "b"), EvalSet("a", "b"))}, ["eval.sets[1]", "twice"]),
         ({"sets": (EvalSet("a", "b", {"source": "prepared"}),)}, ["eval.sets[0].data.path"]),
         ({"budgets": (8, 8)}, ["eval.budgets", "8", "once"]),

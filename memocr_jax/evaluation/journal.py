@@ -84,7 +84,7 @@ def require_same(theirs: Mapping[str, Any], ours: Mapping[str, Any], directory: 
 def replace_file(path: Path, text: str) -> None:
     """Write a file in one go: a reader, or a kill, never finds half of it."""
     partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(text, encoding="utf-8")
+    partial.write_text(text, encoding="utf-8", errors="replace")
     partial.replace(path)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -58,8 +59,8 @@ def make_entries(
     text: str = "",
     pages: bool = True,
 ) -> Journal:
-    """A journal whose question i of every set follows LEAST[method][i % 4]; the last question of the first set
-    has no page. `text` goes into every free text."""
+    """A journal whose question i of every set follows LEAST[method][i % 4]; question 7 of the first set has
+    no page. `text` goes into every free text."""
     journal = Journal(directory)
     journal.open({"made": "by hand"})
     for s, (dataset, length) in enumerate(sets):
@@ -153,3 +154,30 @@ def finish(journal: Journal, **settings: Any) -> Evaluation:
 def evaluation(tmp_path_factory) -> Evaluation:
     """A finished evaluation of two data sets at two lengths by all methods."""
     return finish(make_entries(tmp_path_factory.mktemp("made_up") / "evaluation"))
+
+
+@pytest.fixture(scope="session")
+def by_hand() -> SimpleNamespace:
+    """What makes evaluations by hand."""
+    return SimpleNamespace(finish=finish, make_entries=make_entries, result=result, METHODS=METHODS)
+
+
+def result(**changes: Any) -> dict[str, Any]:
+    """A line of results.jsonl."""
+    return {
+        "dataset": "nq",
+        "length": "10k",
+        "method": "visual memory",
+        "budget": 64,
+        "sample": 0,
+        "id": "a",
+        "answers": ["x"],
+        "prediction": "x",
+        "em": 1.0,
+        "f1": 1.0,
+        "sub_em": 1.0,
+        "status": "OK",
+        "image_tokens": 60,
+        "page_hash": "h",
+        **changes,
+    }
