@@ -174,6 +174,8 @@ def save_run(run_dir: str | Path, config: Config, model: Qwen25VLConfig, params:
     Training continues from it; the optimiser starts fresh, for the file holds none.
     """
     from memocr_jax.config import save_config
+    from memocr_jax.models.qwen25_vl import abstract_model
+    from memocr_jax.rl.trainable import Trainable
     from memocr_jax.rl.update import init_optimizer, make_optimizer
     from render.theme import theme_css
 
@@ -181,7 +183,10 @@ def save_run(run_dir: str | Path, config: Config, model: Qwen25VLConfig, params:
     run_dir.mkdir(parents=True, exist_ok=True)
     save_config(config, run_dir / "config.yaml")
     mesh = jax.tree.leaves(params)[0].sharding.mesh
-    opt_state = init_optimizer(make_optimizer(config.optimizer), params, mesh)
+    graphdef, _ = abstract_model(model)
+    trainable = Trainable(graphdef, params, config.train.trainable, config.lora, mesh, config.run.seed)
+    trained = trainable.fresh(params)
+    opt_state = init_optimizer(make_optimizer(config.optimizer), trained, mesh)
     with Checkpoints(run_dir, keep=CheckpointConfig().keep) as checkpoints:
         meta = Meta(0, 0, model.to_dict(), theme_css=theme_css(config.render))
-        checkpoints.save(meta, {"params": params, "opt_state": opt_state})
+        checkpoints.save(meta, {**trainable.saved(trained), "opt_state": opt_state})

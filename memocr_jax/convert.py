@@ -1,6 +1,7 @@
 """Checkpoints to Hugging Face and back.
 
     python -m memocr_jax.convert export --from RUN_DIR --to DIR    a run's checkpoint for transformers, vLLM
+    python -m memocr_jax.convert export --adapters ...             a LoRA run's adapters for PEFT
     python -m memocr_jax.convert import --from HF_DIR --to RUN_DIR a checkpoint to train on from, as a run
     python -m memocr_jax.convert check --hf HF_DIR                 layer by layer against transformers
 
@@ -21,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from memocr_jax.config import Config, ModelConfig, TokenizerConfig, load_config
+from memocr_jax.config import Config, MeshConfig, ModelConfig, TokenizerConfig, load_config
 from memocr_jax.errors import UserError, run_command
 from memocr_jax.models.config import Qwen25VLConfig
 from memocr_jax.models.hf_files import complete_directory, resolve, write_side_files
@@ -57,24 +58,13 @@ def export_run(
     Raises:
         UserError: no such checkpoint, `target` exists, the disk is full, no tokenizer.
     """
-    from memocr_jax.checkpoint import Checkpoints
     from memocr_jax.memory_agent import run_habits, save_habits
     from memocr_jax.models.hf_weights import save_entries, table
     from memocr_jax.models.qwen25_vl import abstract_model
     from memocr_jax.tokenizer import SMALL_TOKENIZER
 
-    config_file = Path(run_dir) / "config.yaml"
-    if not config_file.is_file():
-        raise UserError(f"--from {run_dir}: not the directory of a run (it has no config.yaml)")
-    config = load_config(config_file)
-    with Checkpoints(run_dir, read_only=True) as checkpoints:
-        step = checkpoints.latest() if step is None else step
-        if step is None:
-            raise UserError(f"--from {run_dir}: it has no complete checkpoint yet")
-        items = checkpoints.directory / str(step)
-        if not items.is_dir():
-            raise UserError(f"--from {run_dir}: it has no checkpoint of step {step}")
-        meta = checkpoints.meta(step)
+    config, items, meta = _checkpoint(run_dir, step)
+    step = meta.step
     model = Qwen25VLConfig.from_dict(meta.model, f"checkpoint {step} of {run_dir}")
     habits = run_habits(config, meta)
     source = Path(config.model.path)
@@ -93,6 +83,63 @@ def export_run(
         fetch = _checkpoint_reader(items / "params")
         save_entries(table(abstract), fetch, partial, file_dtype, shard_bytes=shard_bytes, report=report)
     return step
+
+
+def export_adapters(
+    run_dir: str | Path, target: str | Path, *, step: int | None = None, dtype: str = "float32"
+) -> int:
+    """Write the adapters of a run with train.trainable lora for PEFT; `export_run` writes them merged.
+
+    `PeftModel.from_pretrained(model, target)` loads them onto transformers' model of the run's `model.path`.
+
+    Args:
+        step: of the checkpoint, default the newest.
+        dtype: float32 or bfloat16.
+
+    Returns:
+        The step that was exported.
+
+    Raises:
+        UserError: no such checkpoint, no adapters in it, `target` exists.
+    """
+    import jax
+
+    from memocr_jax.checkpoint import Checkpoints, abstract_like
+    from memocr_jax.models.lora import adapted, save_peft
+    from memocr_jax.models.qwen25_vl import abstract_model
+    from memocr_jax.sharding import make_mesh, param_shardings
+
+    config, _, meta = _checkpoint(run_dir, step)
+    if config.train.trainable != "lora":
+        raise UserError(
+            f"--from {run_dir}: it trained with train.trainable {config.train.trainable}, so it has no "
+            "adapters; leave --adapters out"
+        )
+    model = Qwen25VLConfig.from_dict(meta.model, f"checkpoint {meta.step} of {run_dir}")
+    _, adapters = adapted(*abstract_model(model), config.lora)
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    with complete_directory(target) as partial, Checkpoints(run_dir, read_only=True) as checkpoints:
+        target_tree = abstract_like(adapters, param_shardings(adapters, mesh))
+        adapters = checkpoints.restore(meta.step, adapters=target_tree)["adapters"]
+        save_peft(partial, adapters, config.lora, config.model.path, np.dtype(dtype))
+    return meta.step
+
+
+def _checkpoint(run_dir: str | Path, step: int | None) -> tuple[Config, Path, Any]:
+    """Configuration of a run, directory and meta of its checkpoint of `step` (None: the newest)."""
+    from memocr_jax.checkpoint import Checkpoints
+
+    config_file = Path(run_dir) / "config.yaml"
+    if not config_file.is_file():
+        raise UserError(f"--from {run_dir}: not the directory of a run (it has no config.yaml)")
+    with Checkpoints(run_dir, read_only=True) as checkpoints:
+        step = checkpoints.latest() if step is None else step
+        if step is None:
+            raise UserError(f"--from {run_dir}: it has no complete checkpoint yet")
+        items = checkpoints.directory / str(step)
+        if not items.is_dir():
+            raise UserError(f"--from {run_dir}: it has no checkpoint of step {step}")
+        return load_config(config_file), items, checkpoints.meta(step)
 
 
 def import_run(
@@ -201,6 +248,9 @@ def main(argv: list[str] | None = None) -> None:
     export.add_argument("--step", type=int, help="step of the checkpoint (default: the newest)")
     export.add_argument("--dtype", choices=("bfloat16", "float32"), default="", help="(default: the run's)")
     export.add_argument("--tokenizer", default="", metavar="DIR", help="(default: the run's)")
+    export.add_argument(
+        "--adapters", action="store_true", help="of a LoRA run: the adapters alone, for PEFT, not merged"
+    )
 
     import_ = commands.add_parser("import", help="a Hugging Face checkpoint as a run directory")
     import_.add_argument("--from", dest="source", required=True, metavar="HF_DIR|ID")
@@ -213,7 +263,10 @@ def main(argv: list[str] | None = None) -> None:
     check.add_argument("--revision", help="branch, tag or commit of a hub id")
 
     args = parser.parse_args(argv)
-    if args.command == "export":
+    if args.command == "export" and args.adapters:
+        step = export_adapters(args.source, args.target, step=args.step, dtype=args.dtype or "float32")
+        print(f"adapters of step {step} of {args.source} exported to {args.target}")
+    elif args.command == "export":
         with progress_bar("export") as report:
             step = export_run(
                 args.source,

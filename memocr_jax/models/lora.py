@@ -24,9 +24,6 @@ from jax.sharding import Mesh
 from memocr_jax.models.layers import Adapter, Linear
 from memocr_jax.sharding import param_shardings
 
-TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-"""Linear maps of a decoder layer."""
-
 
 class LoraSettings(Protocol):
     """The section `lora` of the configuration."""
