@@ -265,11 +265,11 @@ def test_evaluate_reads_one_draft_at_every_budget(workplace, finished):
     assert all(len(hashes) == 1 for hashes in pages.values()), "a budget drafted the memory again"
     summary = json.loads((run_dir / "evaluation/summary.json").read_text())
     assert summary["checkpoint"] == 3 and summary["questions"] == 3
-    for budget, scores in summary["budgets"].items():
-        rows = [r["em"] for r in results if r["budget"] == int(budget)]
-        assert scores["em"] == sum(rows) / len(rows)
-    assert "64" in done.stdout and "EM %" in done.stdout
-    # The same command gives the same results.
+    for cell in summary["cells"]:
+        rows = [r["em"] for r in results if r["budget"] == cell["budget"]]
+        assert cell["em"]["mean"] == sum(rows) / len(rows)
+    assert "64" in done.stdout and "Exact match, %" in done.stdout
+    # The same command finds everything finished, and gives the same results.
     before = (run_dir / "evaluation/results.jsonl").read_text()
     assert command(workplace, "evaluate", *arguments).returncode == 0
     assert (run_dir / "evaluation/results.jsonl").read_text() == before

@@ -40,6 +40,11 @@ METRICS = st.dictionaries(
     st.one_of(NUMBER, VALUE),
     max_size=4,
 )
+CELL = st.dictionaries(
+    st.sampled_from(["dataset", "length", "method", "budget", "em", "f1", "image_tokens"]),
+    st.one_of(VALUE, st.dictionaries(st.sampled_from(["mean", "low", "high"]), NUMBER)),
+)
+CELLS = st.lists(st.one_of(VALUE, CELL), max_size=4)
 
 
 class Tags(html.parser.HTMLParser):
@@ -78,7 +83,7 @@ KNOWN = tags_of(
     turns=st.lists(st.one_of(TURN, VALUE), max_size=8),
     metrics=st.lists(METRICS, max_size=4),
     about=VALUE,
-    summary=st.one_of(VALUE, st.fixed_dictionaries({"budgets": VALUE, "failures": VALUE})),
+    summary=st.one_of(VALUE, st.fixed_dictionaries({"cells": CELLS, "failures": VALUE})),
 )
 def test_any_json_gives_a_report(tmp_path, turns, metrics, about, summary):
     root = tmp_path / "run"

@@ -291,23 +291,30 @@ def test_a_sample_without_a_page_says_why(new_run):
     assert html.count('<span class="status" title="nothing visible">page EMPTY</span>') == 2
 
 
+def cell(budget, em, **more):
+    scores = {"mean": em, "low": em - 0.1, "high": em + 0.1, "drop": None}
+    place = {"dataset": "nq", "length": "10k", "method": "visual memory", "budget": budget}
+    return {**place, "em": scores, "f1": {"mean": None}, "image_tokens": 7.5, **more}
+
+
 def test_evaluation(new_run):
     run = new_run().config()
     (run.root / "evaluation").mkdir()
-    budgets = {"16": {"em": 0.25, "count": 7}, "512": {"em": 0.75, "count": None}, "x": {}, "0": {"em": 1}}
-    summary = {"budgets": budgets, "questions": 128, "failures": ["q7: CRASHED", "q9: <b>"]}
+    cells = [cell(512, 0.75), cell(16, 0.25), cell(None, 0.5, method="raw history"), 5, cell(0, 1.0)]
+    summary = {"cells": cells, "questions": 128, "failures": ["q7: CRASHED", "q9: <b>"]}
     (run.root / "evaluation" / "summary.json").write_text(json.dumps(summary))
     html = write_report(run.root).read_text()
     html = html[html.index('<section id="evaluation">') :]
     assert "questions <b>128</b>" in html
     assert "2 not read or not scored" in html and "q7: CRASHED\nq9: &lt;b&gt;" in html
-    first = html.index("<th>512</th><td>0.75</td><td>–</td>")
-    assert first < html.index("<th>16</th><td>0.25</td><td>7</td>")
+    columns = "<td>nq</td><td>10k</td><td>visual memory</td>"
+    rest = "<td>–</td><td>–</td>"
+    assert f"{columns}<td>512</td><td>75.0</td>{rest}<td>65.0 to 85.0</td><td>7.5</td>" in html
     (line,) = read_evaluation(summary).chart.lines
-    assert line.label == "em", "a count is no share, and is not drawn among them"
+    assert line.label == "visual memory", "without a budget there is nothing to draw"
 
 
-@pytest.mark.parametrize("summary", [{}, {"budgets": 5}, {"budgets": {}}, {"budgets": {"8": 1}}])
+@pytest.mark.parametrize("summary", [{}, {"cells": 5}, {"cells": []}, {"cells": [1]}])
 def test_no_evaluation(summary):
     assert read_evaluation(summary) is None
 
