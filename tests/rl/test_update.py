@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from memocr_jax.config import EngineConfig, MeshConfig, OptimizerConfig, RLConfig, SamplingConfig
+from memocr_jax.checkpoint import Checkpoints, Meta
+from memocr_jax.config import EngineConfig, LoraConfig, MeshConfig, OptimizerConfig, RLConfig, SamplingConfig
 from memocr_jax.engine import Engine, PromptGroup
 from memocr_jax.metrics import Stopwatch
 from memocr_jax.rl.loss import Denominators
@@ -306,7 +307,8 @@ def test_the_ratio_can_be_taken_to_the_sampler(small_model, tiny_mesh, texts):
 def gradient(learner, params, turns):
     """Gradient of the first update, by path."""
     minibatch = pack_turns(turns, learner.packing)
-    trained, frozen = learner._trainable._split(params)
+    split = learner._trainable
+    trained, frozen = (split.fresh(params), params) if split.kind == "lora" else split._split(params)
     counts = (learner._scalar(n) for n in (minibatch.tokens, minibatch.sequences, 7))
     denominators, grads = Denominators(*counts), learner._zeros(trained)
     for batch in minibatch.batches:
@@ -367,3 +369,55 @@ def test_a_frozen_vision_tower_has_neither_gradients_nor_moments(small_model, ti
         # The learner was made with 1.01 times these: its tower is the frozen one.
         frozen = np.array_equal(policy[path].get_value(), variable.get_value() * 1.01)
         assert frozen == (path[0] == "visual"), path
+
+
+def test_adapters_learn_with_the_base_as_reference(small_model, tiny_mesh, texts, tmp_path):
+    lora = LoraConfig(rank=2, alpha=6.0, targets=("q_proj", "gate_proj"))
+    learner, params = make_learner(small_model, tiny_mesh, trainable="lora", lora=lora)
+    every, _ = make_learner(small_model, tiny_mesh)
+    base = learner._trainable.frozen  # what the learner was made with; `params` plays no part
+
+    # While B is 0, A has no gradient and B has alpha / r times that of W, times A^T.
+    ours, _ = gradient(learner, base, texts)
+    theirs, _ = gradient(every, base, texts)
+    fresh = dict(nnx.to_flat_state(learner._trainable.fresh(base)))
+    assert len(ours) == 4
+    for path, value in ours.items():
+        of_weight = theirs[(*path[:-2], "weight")]
+        a = np.asarray(fresh[(*path[:-1], "A")].get_value(), np.float64)
+        expected = 3.0 * of_weight @ a.swapaxes(-1, -2) if path[-1] == "B" else 0 * a
+        np.testing.assert_allclose(value, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+    state = learner.init(params)
+    adapters = sum(x.size for x in jax.tree.leaves(state.params))
+    assert adapters < 0.01 * sum(x.size for x in jax.tree.leaves(base))
+    assert sum(x.size for x in jax.tree.leaves(state.opt_state) if x.ndim) == 2 * adapters
+    both = minibatches(learner, texts)
+    before = values(base)
+    state, first, _ = learner.update(state, both[:1])
+    assert abs(first["kl/mean"]) < 1e-6  # the policy is still its reference
+    state, second, _ = learner.update(state, both[:1])
+    assert second["kl/mean"] > 1e-6
+    for x, y in zip(values(learner._trainable.frozen), before, strict=True):
+        np.testing.assert_array_equal(x, y)
+
+    # What samples has the adapters merged into the model that knows none.
+    policy = learner.policy_params(state)
+    assert jax.tree.structure(policy) == jax.tree.structure(params)
+    logp, _ = logp_of(learner, state, both[0])
+    merged, _ = logp_of(every, every.init(policy), both[0])
+    np.testing.assert_allclose(merged, logp, atol=1e-4)
+
+    # A checkpoint holds the policy for whoever reads it, and the adapters for whoever goes on.
+    items = learner.checkpoint_items(state)
+    assert set(items) == {"params", "adapters", "opt_state"}
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(Meta(2, 2, small_model.config.to_dict()), items)
+    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+        restored = learner.restored(checkpoints.restore(2, **learner.abstract_items()), 2, 2)
+    for x, y in zip(values(restored.params), values(state.params), strict=True):
+        np.testing.assert_array_equal(x, y)
+    went_on = learner.update(state, both).state
+    resumed = learner.update(restored, both).state
+    for x, y in zip(values(resumed.params), values(went_on.params), strict=True):
+        np.testing.assert_array_equal(x, y)
