@@ -104,8 +104,11 @@ def _html_text(data: bytes) -> str:
     return html_text.extract_text(tree) if tree is not None else ""
 
 
-def parse_settings(words: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """`--section.field VALUE` pairs as fields by section, values as YAML reads them. Raises UserError."""
+def parse_settings(words: Sequence[str], options: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """`--section.field VALUE` pairs as fields by section, values as YAML reads them.
+
+    `options` are the command's own. Raises UserError for anything else.
+    """
     import yaml
 
     settings: dict[str, dict[str, Any]] = {}
@@ -114,7 +117,7 @@ def parse_settings(words: Sequence[str]) -> dict[str, dict[str, Any]]:
         section, dot, field = flag.removeprefix("--").partition(".")
         if not flag.startswith("--") or not dot:
             raise UserError(
-                f"unknown option {flag}{nearest(flag, _OPTIONS)}; settings are --section.field VALUE"
+                f"unknown option {flag}{nearest(flag, options)}; settings are --section.field VALUE"
             )
         if value is None:
             raise UserError(f"{flag}: its value is missing")
@@ -123,22 +126,6 @@ def parse_settings(words: Sequence[str]) -> dict[str, dict[str, Any]]:
         except yaml.YAMLError:
             settings.setdefault(section, {})[field.replace("-", "_")] = value
     return settings
-
-
-_OPTIONS = (
-    "--model",
-    "--revision",
-    "--step",
-    "--document",
-    "--question",
-    "--budget",
-    "--page",
-    "--memory",
-    "--save-memory",
-    "--whole-reply",
-    "--temperature",
-    "--top-p",
-)
 
 
 def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, dict[str, Any]]]:
@@ -167,7 +154,8 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, dict[str,
     parser.add_argument("--temperature", type=float, help="0 is greedy (default: as the model is evaluated)")
     parser.add_argument("--top-p", type=float, help="(default: as the model is evaluated)")
     arguments, rest = parser.parse_known_args(argv)
-    settings = parse_settings(rest)
+    options = [option for action in parser._actions for option in action.option_strings]
+    settings = parse_settings(rest, options)
     if not arguments.document and not arguments.memory:
         raise UserError("nothing to read: give --document FILE, or --memory FILE of an earlier --save-memory")
     if not (arguments.question or arguments.save_memory or arguments.page):

@@ -30,6 +30,7 @@ from memocr_jax.config import Config, MeshConfig, SamplingConfig, from_tree, loa
 from memocr_jax.data.contexts import split_chunks
 from memocr_jax.engine import Engine
 from memocr_jax.errors import UserError, nearest
+from memocr_jax.images import ImageSettings
 from memocr_jax.metrics import Stopwatch
 from memocr_jax.models.config import Qwen25VLConfig
 from memocr_jax.models.hf_files import resolve
@@ -134,6 +135,8 @@ class OpenModel:
     name: str
     system: System
     params: nnx.State
+    images: ImageSettings = dataclasses.field(default_factory=ImageSettings)
+    """How images of any size are made ready; pages need none of it."""
 
     @property
     def config(self) -> Config:
@@ -220,7 +223,8 @@ def _open_hf(path_or_id: str | Path, revision: str | None, mesh: Mesh, settings:
         where = str(directory / HABITS_FILE)
         system = dataclasses.replace(system, templates=templates_of(templates, where))
     params = load_params(directory, system.model, mesh, jnp.dtype(config.model.dtype))
-    return OpenModel(Path(path_or_id).name, system, params)
+    images = ImageSettings.from_dict(read_json(directory / "preprocessor_config.json"))
+    return OpenModel(Path(path_or_id).name, system, params, images)
 
 
 def _light(system: System) -> System:

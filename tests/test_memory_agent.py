@@ -279,7 +279,6 @@ def test_a_document_from_standard_input(monkeypatch):
 
 
 def test_settings_of_a_command_line():
-    parsed = ask.parse_settings(
-        ["--agent.draft-max-new-tokens", "5", "--render.theme=small", "--run.seed", "-1"]
-    )
-    assert parsed == {"agent": {"draft_max_new_tokens": 5}, "render": {"theme": "small"}, "run": {"seed": -1}}
+    words = ["--agent.draft-max-new-tokens", "5", "--render.theme=small", "--run.seed", "-1"]
+    expected = {"agent": {"draft_max_new_tokens": 5}, "render": {"theme": "small"}, "run": {"seed": -1}}
+    assert ask.parse_settings(words, []) == expected
