@@ -1,0 +1,93 @@
+"""Several processes over loopback: the same training, and errors that reach all of them."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from memocr_jax.config import ProcessesConfig
+from memocr_jax.errors import UserError
+from memocr_jax.processes import code_version, gather, joined, own_share, require_same, together
+from tests.runs import TRAIN, WITH_SIGNAL, finish, metrics_of, params_of, process_flags, start, write_config
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("processes")
+    write_config(
+        folder / "quick.yaml",
+        # What is compared must not be rounding blown up by Adam: see tests/rl/test_step.py.
+        optimizer={"eps": 1e-3},
+        # Few programs: compiling is what this test costs.
+        data={"synthetic": {"chunks": 1}},
+        rl={"kl_coef": 0.0},
+        engine={"window_multiple": 16},
+        validation={"every_steps": 2, "questions": 2, "samples": 2, "budgets": [64]},
+    )
+    return folder
+
+
+def run_two(folder, *arguments, what=WITH_SIGNAL, status=0):
+    processes = [
+        start(folder, what, "--config", "quick.yaml", *arguments, *flags, devices=2)
+        for flags in process_flags(2)
+    ]
+    return [finish(process, status) for process in processes]
+
+
+def test_two_processes_of_two_devices_train_as_one_device_does(folder):
+    finish(start(folder, WITH_SIGNAL, "--config", "quick.yaml", "--run.dir", "one"))
+    outputs = run_two(folder, "--run.dir", "two", "--mesh.fsdp", 2, "--mesh.tensor", 2)
+    assert "step    3/3" in outputs[0] and "step    3/3" not in outputs[1]
+    one, two = metrics_of(folder / "one"), metrics_of(folder / "two")
+    assert any(m["grad/norm"] > 1e-3 for m in one), "nothing was learned, so nothing was compared"
+    for ours, theirs in zip(one, two, strict=True):
+        assert ours.keys() == theirs.keys()
+        for name, value in ours.items():
+            if value is None:
+                assert theirs[name] is None, name
+            else:
+                assert theirs[name] == pytest.approx(value, rel=1e-3, abs=1e-6), name
+    for a, b in zip(params_of(folder / "one"), params_of(folder / "two"), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5, rtol=0)
+
+
+def test_processes_that_are_not_alike_all_stop(folder):
+    seeds = [3, 4]
+    processes = [
+        start(folder, TRAIN, "--config", "quick.yaml", "--run.dir", "x", "--run.seed", seed, *flags)
+        for seed, flags in zip(seeds, process_flags(2), strict=True)
+    ]
+    for process in processes:
+        output = finish(process, status=2)
+        assert "error: mesh" in output or "processes disagree on the configuration" in output, output
+
+
+def test_alone_there_is_nothing_to_agree_on():
+    assert gather({"a": [1]}) == [{"a": [1]}]
+    require_same(anything=1)
+    assert together(lambda: 3) == 3
+
+    def fail():
+        raise UserError("no")
+
+    with pytest.raises(UserError, match="no"):
+        together(fail)
+    with joined(ProcessesConfig()):
+        assert len(code_version()) == 16
+
+
+def test_an_environment_that_is_not_there_is_an_error_of_the_setting():
+    with pytest.raises(UserError, match=r"processes.launcher is 'slurm'"), joined(
+        dataclasses.replace(ProcessesConfig(), launcher="slurm")
+    ):
+        pass
+
+
+def test_mini_batches_hold_the_same_questions_for_any_number_of_processes():
+    questions = list(range(100, 112))  # 2 mini-batches of 6
+    shares = [own_share(questions, 6, process, 3) for process in range(3)]
+    assert shares == [[100, 101, 106, 107], [102, 103, 108, 109], [104, 105, 110, 111]]
+    for minibatch in range(2):
+        together_ = sum((share[2 * minibatch : 2 * minibatch + 2] for share in shares), [])
+        assert sorted(together_) == questions[6 * minibatch : 6 * minibatch + 6]
