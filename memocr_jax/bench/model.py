@@ -10,15 +10,12 @@ import argparse
 import dataclasses
 import functools
 import json
-import platform
-import statistics
 import sys
 import tempfile
-import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +23,7 @@ import numpy as np
 from flax import nnx
 
 from memocr_jax import api
+from memocr_jax.bench.timing import Times, alternate, machine, timed, use_cores
 from memocr_jax.config import MeshConfig
 from memocr_jax.errors import UserError
 from memocr_jax.images import prepare_image
@@ -78,14 +76,6 @@ class Setting:
     dtype: str
 
 
-class Times(NamedTuple):
-    """Of one run, in seconds."""
-
-    wall: float
-    processor: float
-    """Of all threads together; on one core the wall time, had nobody else used the machine."""
-
-
 def make_checkpoint(directory: Path, config: Qwen25VLConfig = SMALL) -> None:
     """Write a model with random weights, made by transformers."""
     import torch
@@ -136,7 +126,7 @@ def compare(directory: Path, setting: Setting) -> dict[str, Any]:
         raise UserError(f"logits differ by {difference:.2e} (limit {limit}); nothing was timed")
     results = {}
     for name in ("forward", "forward_backward", "forward_backward_remat", "decode"):
-        torch, our = _alternate(getattr(theirs, name), getattr(ours, name), setting.repeats)
+        torch, our = alternate(getattr(theirs, name), getattr(ours, name), setting.repeats)
         results[name] = {
             "torch_s": torch.wall,
             "jax_s": our.wall,
@@ -153,7 +143,7 @@ def compare(directory: Path, setting: Setting) -> dict[str, Any]:
         "parameters": theirs.parameters,
         "largest_logit_difference": difference,
         "results": results,
-        "machine": _machine(theirs),
+        "machine": machine(theirs.device),
     }
 
 
@@ -230,7 +220,7 @@ class _TorchSide:
             if self.device == "cuda":
                 self.torch.cuda.synchronize()
 
-        return _timed(finished)
+        return timed(finished)
 
 
 class _JaxSide:
@@ -264,7 +254,7 @@ class _JaxSide:
         return np.asarray(self._logits(self.params, self.rows))[:, : self.setting.length]
 
     def forward(self) -> Times:
-        return _timed(lambda: jax.block_until_ready(self._logits(self.params, self.rows)))
+        return timed(lambda: jax.block_until_ready(self._logits(self.params, self.rows)))
 
     def forward_backward(self) -> Times:
         return self._timed_step("dots")
@@ -277,11 +267,11 @@ class _JaxSide:
             loss, self._gradients = self._step[remat](self.params, self.rows, self._gradients)
             jax.block_until_ready((loss, self._gradients))
 
-        return _timed(run)
+        return timed(run)
 
     def decode(self) -> Times:
         state = jax.block_until_ready(self._prefill(self.params, self.rows))
-        return _timed(lambda: jax.block_until_ready(self._decode(self.params, state)))
+        return timed(lambda: jax.block_until_ready(self._decode(self.params, state)))
 
 
 def _loss_gradient(
@@ -334,54 +324,6 @@ def _decode(graphdef: Any, new_tokens: int, params: nnx.State, state: Any) -> An
     return jax.lax.scan(one, state, None, length=new_tokens)[0][0]
 
 
-def _timed(run: Callable[[], Any]) -> Times:
-    wall, processor = time.perf_counter(), time.process_time()
-    run()
-    return Times(time.perf_counter() - wall, time.process_time() - processor)
-
-
-def _alternate(one: Callable[[], Times], other: Callable[[], Times], repeats: int) -> tuple[Times, Times]:
-    """Medians of two timed functions that take turns, after one untimed run of each."""
-    one(), other()
-    pairs = [(one(), other()) for _ in range(repeats)]
-    return tuple(
-        Times(*(statistics.median(values) for values in zip(*times, strict=True)))
-        for times in zip(*pairs, strict=True)
-    )
-
-
-def _use_cores(count: int) -> None:
-    """Keep this process, and so both models, to `count` cores; before JAX starts its threads."""
-    import os
-
-    import torch
-
-    available = sorted(os.sched_getaffinity(0))
-    if count > len(available):
-        raise UserError(f"--cores is {count}, but there are {len(available)}")
-    os.sched_setaffinity(0, available[-count:])
-    torch.set_num_threads(count)
-
-
-def _machine(theirs: _TorchSide) -> dict[str, Any]:
-    import os
-
-    import torch
-    import transformers
-
-    return {
-        "processor": platform.processor() or platform.machine(),
-        "cores": len(os.sched_getaffinity(0)),
-        "load_average": os.getloadavg()[0],
-        "torch_threads": torch.get_num_threads(),
-        "device": jax.devices()[0].device_kind,
-        "torch_device": theirs.device,
-        "jax": jax.__version__,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    }
-
-
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m memocr_jax.bench model", description=__doc__.split("\n")[0]
@@ -403,7 +345,7 @@ def main(argv: list[str]) -> None:
             "torch is not installed; install the dev extra: pip install memocr_jax[dev]"
         ) from None
     if args.cores:
-        _use_cores(args.cores)
+        use_cores(args.cores)
     setting = Setting(
         args.rows, args.length, tuple(args.image_tokens), args.new_tokens, args.repeats, args.dtype
     )
