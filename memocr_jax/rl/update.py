@@ -173,7 +173,7 @@ class Learner:
             self._ref_logp = lambda batch: base(nothing, self._trainable.frozen, batch)
         else:
             # Updates donate the parameters they change, so the reference is a copy of its own.
-            reference = jax.tree.map(jnp.copy, self._trainable.fresh(initial))
+            reference = jax.tree.map(_copy, self._trainable.fresh(initial))
             self._ref_logp = lambda batch: self._logp(reference, self._trainable.frozen, batch)
         # Said, not left to the compiler: without a reason it would keep gradients whole on every device.
         trained = self._trainable.abstract()
@@ -281,6 +281,34 @@ class Learner:
         skipped = tuple(i for i, (*_, good) in zip(indices, results, strict=True) if not good)
         return Update(new, self._metrics(applied, len(skipped)), skipped)
 
+    def programs(self, batch: TrainBatch) -> dict[str, jax.stages.Lowered]:
+        """The programs of an update, by name, for micro-batches like `batch` (abstract, sharded).
+
+        Lowered for the devices that the mesh names, which need not be here; nothing is run.
+        `log-probabilities` are those of the old or the reference policy."""
+        trained, frozen = self._trainable.abstract(), self._trainable.frozen
+        place = lambda shape, sharding: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding)  # noqa: E731
+        one = place((), replicated(self.mesh))
+        logp = place(batch.target.shape, batch.target.sharding)
+        recomputed = self._rl.old_logp == "recomputed"
+        accumulate = self._accumulate.lower(
+            trained,
+            frozen,
+            batch,
+            logp if recomputed else None,
+            logp if self._ref_logp else None,
+            Denominators(one, one, one),
+            one,
+            grads=trained,
+            sums=dict.fromkeys(_SUMS, one),
+        )
+        opt_state = self.abstract_items()["opt_state"]
+        apply = self._apply.lower(params=trained, opt_state=opt_state, grads=trained, loss=one)
+        programs = {"gradient": accumulate, "apply": apply}
+        if recomputed or self._ref_logp:
+            programs["log-probabilities"] = self._logp.lower(trained, frozen, batch)
+        return programs
+
     def _scalar(self, value: float) -> jax.Array:
         """f32[] on every device of the mesh; all processes pass the same."""
         return jax.make_array_from_callback((), replicated(self.mesh), lambda _: np.float32(value))
@@ -321,6 +349,11 @@ class Learner:
 _PER_TOKEN = ("ratio", "clipped_low", "clipped_high", "dual_clipped", "tis_weight", "tis_truncated")
 """Fields of `PolicyLoss` that are summed as metrics."""
 _SUMS = ("loss", "policy", "kl_loss", "kl", "entropy", "logp_gap", "logp_gap_tokens", *_PER_TOKEN)
+
+
+def _copy(x):
+    """A copy of an array; what only stands for one (jax.ShapeDtypeStruct) is left as it is."""
+    return x if isinstance(x, jax.ShapeDtypeStruct) else jnp.copy(x)
 
 
 def _zeros(params):
