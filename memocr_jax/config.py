@@ -169,9 +169,15 @@ class LoraConfig:
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
+    name: Literal["adamw", "muon"] = "adamw"
+    """muon (arXiv 2502.16982): orthogonalised momentum for matrices, AdamW for everything else."""
     learning_rate: float = 1e-6
     warmup_steps: int = 20
     """Optimiser updates over which the learning rate rises linearly from 0; constant after."""
+    decay_steps: int = 0
+    """Updates after the warm-up over which the rate falls linearly to 0; 0 means that it stays."""
+    muon_adam_ratio: float = 0.3
+    """Learning rate of Muon's AdamW (norms, biases, tables of tokens), as a share of learning_rate."""
     b1: float = 0.9
     b2: float = 0.999
     eps: float = 1e-8
@@ -192,6 +198,9 @@ class TrainConfig:
     """Packed rows are padded to a few lengths, the smallest being this; fewer lengths compile faster."""
     micro_batch_rows: int = 1
     """Packed rows that go through the model at once; a multiple of mesh.data * mesh.fsdp."""
+    remat: Literal["none", "dots", "full"] = "full"
+    """What layers keep for the backward pass of the warm-up: everything (fastest, for small models), the
+    results of matrix products, or their input only."""
     logp_chunk_tokens: int = 1024
     """Log-probabilities are computed for this many tokens at a time: [rows, length, V] never exists."""
 
@@ -251,6 +260,46 @@ class HealthConfig:
     """Updates in a row that may be skipped for a gradient that is not finite, before the run stops."""
     max_failed_pages: float = 0.5
     """Share of a step's memories whose page may fail to be drawn, before the run stops."""
+
+
+@dataclasses.dataclass(frozen=True)
+class WarmupStage:
+    """A part of the warm-up: what a batch is made of, for how many updates."""
+
+    updates: int = 0
+    rows: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Packed rows of a batch by lesson: draft (write a memory), lookup (questions about a memory given as
+    text), read@B (questions about a page shown at B visual tokens)."""
+    facts_min: int = 1
+    """Fewest facts that a memory of this stage has."""
+    facts_max: int = 0
+    """Most facts; 0 means data.synthetic.facts."""
+    questions: int = 0
+    """Questions that are asked of one memory; 0 means one for every fact."""
+    clozes: int = 1
+    """Clozes that are asked of one memory, where it is text or a page at the full budget."""
+
+
+@dataclasses.dataclass(frozen=True)
+class WarmupConfig:
+    """Supervised training before GRPO (`python -m memocr_jax.warmup`)."""
+
+    data: str = ""
+    """JSON lines of conversations ({"messages": [...]}, image paths relative to the file) to train on; empty
+    means lessons in the synthetic world of `data.synthetic`."""
+    stages: tuple[WarmupStage, ...] = ()
+    """Stages in their order (lessons of the synthetic world)."""
+    updates: int = 1000
+    """Optimiser updates on `data`; with stages their sum counts."""
+    batch_rows: int = 8
+    """Conversations of an update on `data`."""
+    from_nothing: bool = False
+    """Start random weights with silent blocks and a head that looks one token back
+    (memocr_jax/sft/start.py)."""
+    check_every: int = 100
+    """Updates between two checks on held-out lessons; 0 means none."""
+    check_rows: int = 64
+    """Rows of each lesson in such a check."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -332,6 +381,7 @@ class Config:
     health: HealthConfig = HealthConfig()
     log: LogConfig = LogConfig()
     eval: EvalConfig = EvalConfig()
+    warmup: WarmupConfig = WarmupConfig()
 
 
 def parse_command(
@@ -502,6 +552,9 @@ def validate(config: Config) -> None:
             "rl.kl_coef": c.rl.kl_coef,
             "optimizer.learning_rate": c.optimizer.learning_rate,
             "optimizer.warmup_steps": c.optimizer.warmup_steps,
+            "optimizer.decay_steps": c.optimizer.decay_steps,
+            "optimizer.muon_adam_ratio": c.optimizer.muon_adam_ratio,
+            "warmup.check_every": c.warmup.check_every,
             "optimizer.weight_decay": c.optimizer.weight_decay,
             "engine.devices": c.engine.devices,
             "checkpoint.keep_best": c.checkpoint.keep_best,

@@ -22,13 +22,25 @@ ROOMS = [
     (1, "base", ("data.settings", "data.vocabulary")),
     (2, "config", ("config", "sharding", "sampling")),
     # Inside packages: commands, tools that build what is shipped, and the comparison with PyTorch.
-    (7, "commands", ("data.__main__", "data.build_tokenizer", "report.__main__", "bench.*", "models.check")),
+    (
+        7,
+        "commands",
+        (
+            "data.__main__",
+            "data.build_tokenizer",
+            "data.build_nano_tokenizer",
+            "report.__main__",
+            "bench.*",
+            "models.check",
+        ),
+    ),
     (3, "models", ("models", "models.*", "images")),
     (3, "text", ("tokenizer",)),
     (4, "data", ("data", "data.*")),
     # The checkpoint holds the learner's state, optimiser included, so it sits beside rl.
-    (5, "engine", ("engine", "rows", "rl", "rl.*", "checkpoint")),
+    (5, "engine", ("engine", "engine.*", "rows", "rl", "rl.*", "checkpoint")),
     (5, "report", ("report", "report.*")),
+    (5.5, "sft", ("sft", "sft.*")),
     # Answers by every method, and what is made of them; training validates with it.
     (6, "evaluation", ("evaluation", "evaluation.*")),
 ]
@@ -44,6 +56,7 @@ FORBIDDEN = {
     "data": ("render", "models", "jax", "flax", "torch"),
     "engine": ("data", "playwright", "transformers", "torch"),
     "evaluation": ("data", "playwright", "transformers", "torch"),
+    "sft": ("playwright", "transformers", "torch"),
     "report": ("render", "models", "text", "data", "flax", "torch", "playwright"),
     "commands": (),  # benchmarks compare with PyTorch
 }

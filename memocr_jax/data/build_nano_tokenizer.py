@@ -1,9 +1,9 @@
 """Make the nano model's tokenizer: `python -m memocr_jax.data.build_nano_tokenizer [--to DIR]`.
 
-Every word of the world of short words (`data.synthetic.words: short`) and of the nano prompts is one entry, and
-so are Markdown's signs; other text falls back to bytes. A word is the same entry wherever it stands: one that
-begins a line gets a space before it, which Markdown does not show. Qwen's control tokens come last, as in
-Qwen2.5. The same code gives the same bytes; a test holds the asset to that.
+Every word of the world of short words (`data.synthetic.words: short`) and of the nano prompts is one entry,
+and so are Markdown's signs; other text falls back to bytes. A word is the same entry wherever it stands: one
+that begins a line gets a space before it, which Markdown does not show. Qwen's control tokens come last, as
+in Qwen2.5. The same code gives the same bytes; a test holds the asset to that.
 """
 
 from __future__ import annotations

@@ -45,8 +45,8 @@ class SyntheticConfig:
     """Chunks of a document, each with about the same number of sentences; no sentence is cut.
     0 = cut by tokens, as a real document is."""
     words: Literal["long", "short"] = "long"
-    """short: names and values of four letters, from short closed lists (24 names, 4 attributes), for the pages
-    of tiny models."""
+    """short: names and values of four letters, from short closed lists (24 names, 4 attributes), for the
+    pages of tiny models."""
     style: SentenceStyle = "plain"
     """terse: `NAME ATTRIBUTE VALUE .` (no attribute when there is one only); plain: one sentence pattern for
     each attribute; varied: several paraphrases, for questions too."""

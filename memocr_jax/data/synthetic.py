@@ -137,6 +137,11 @@ class SyntheticWorld(Sequence[SyntheticQuestion]):
             who = f"the {relation.noun} of {who}"
         return self._pick(path[-1].questions, rng).format(who=who)
 
+    def ask_about(self, fact: Fact, rng: np.random.Generator) -> str:
+        """The question that this one fact answers."""
+        kind = next(k for k in (*self._attributes, *self._relations) if k.key == fact.attribute)
+        return self.ask(fact.person, [kind], rng)
+
     def _pick(self, patterns: Sequence[str], rng: np.random.Generator) -> str:
         return patterns[int(rng.integers(len(patterns)))] if self.config.style == "varied" else patterns[0]
 
@@ -201,8 +206,8 @@ class _Document:
             person, kind = draw()
             value = self._draw(person, kind)
             # Two people with the same value are avoided while that is easy (small worlds run out of values).
-            # In the world of long words somebody may be their own mentor: without that it would be another world
-            # (and the small tokenizer, which is trained on it, another tokenizer).
+            # In the world of long words somebody may be their own mentor: without that it would be another
+            # world (and the small tokenizer, which is trained on it, another tokenizer).
             own = kind.values is short_name and value == person
             repeated = (kind.key, value) in self._values and attempt < _TRIES
             if (person, kind.key) not in self._said and not repeated and not own:

@@ -16,7 +16,7 @@ from memocr_jax.errors import UserError
 from memocr_jax.models.config import Qwen25VLConfig, TextConfig, VisionConfig
 
 
-def _inverse_frequencies(dim: int, theta: float) -> np.ndarray:
+def inverse_frequencies(dim: int, theta: float) -> np.ndarray:
     """f32[dim / 2], the angle per position of each rotary pair (arXiv 2104.09864, section 3.2.2)."""
     exponents = np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim)
     return (1.0 / np.float32(theta) ** exponents).astype(np.float32)
@@ -30,14 +30,14 @@ def mrope_angles(mrope_pos: Int32[Array, "3 *shape"], config: TextConfig) -> Flo
     """
     sections = config.mrope_section
     axis = np.repeat(np.arange(len(sections)) % 3, sections)
-    inverse = _inverse_frequencies(config.head_dim, config.rope_theta)
+    inverse = inverse_frequencies(config.head_dim, config.rope_theta)
     return jnp.moveaxis(mrope_pos[axis], 0, -1).astype(jnp.float32) * inverse
 
 
 def vision_angles(coords: Int32[Array, "*shape 2"], config: VisionConfig) -> Float[Array, "*shape half"]:
     """Angles of the vision tower's rotary pairs, float32: the first half turns with the row, the rest
     with the column of the patch."""
-    inverse = _inverse_frequencies(config.head_dim // 2, config.rope_theta)
+    inverse = inverse_frequencies(config.head_dim // 2, config.rope_theta)
     angles = coords[..., None].astype(jnp.float32) * inverse
     return angles.reshape(*coords.shape[:-1], config.head_dim // 2)
 
