@@ -242,3 +242,8 @@ def cache_sharding(mesh: Mesh, kv_heads: int, *, stacked: bool) -> NamedSharding
     heads = RULES["kv_heads"]
     heads = heads if kv_heads % mesh.shape[heads] == 0 else None
     return NamedSharding(mesh, PartitionSpec(*([None] if stacked else []), BATCH, heads))
+
+
+def tensor_shards(mesh: Mesh) -> int:
+    """Devices that share one layer's heads and channels."""
+    return mesh.shape["tensor"]

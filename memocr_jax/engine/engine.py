@@ -1,78 +1,44 @@
-"""The rollout engine: one prefix, K siblings. Token ids in, token ids out.
-
-A group's prefix is computed once in prefill and read once per decoded token: the siblings attend to it and to
-their own tokens, and the two softmaxes are merged (Hydragen, arXiv 2402.05099).
-"""
+"""The loop that keeps the device busy: finished rows leave the pool, waiting groups take their places."""
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int32, UInt32
 
-from memocr_jax.buckets import batches, bucket
+from memocr_jax.buckets import bucket
 from memocr_jax.config import EngineConfig, SamplingConfig
-from memocr_jax.images import num_windows, vision_batch
-from memocr_jax.models.cache import DecodeCache, cache_from_packed
+from memocr_jax.engine import pool as device
+from memocr_jax.engine.plan import Fit, Kind, PromptLimits, plan
+from memocr_jax.engine.prompts import PromptGroup, check_groups, image_grid, image_key, most_windows
+from memocr_jax.images import vision_batch
 from memocr_jax.models.config import Qwen25VLConfig
-from memocr_jax.rows import PackedRows
-from memocr_jax.sampling import sample_tokens
-from memocr_jax.sharding import batch_shards, put_batch
-from memocr_jax.types import Completion, Stop, VisionBatch
+from memocr_jax.rows import PackedRows, PlacedImage
+from memocr_jax.sampling import RowSampling
+from memocr_jax.sharding import batch_shards, cache_sharding, put_batch, replicated, tensor_shards
+from memocr_jax.types import Completion, Stop
 
-
-@dataclasses.dataclass(frozen=True)
-class PromptGroup:
-    """One shared prefix and the K prompts that continue it."""
-
-    prefix: np.ndarray
-    """i32[P]"""
-    suffixes: tuple[np.ndarray, ...]
-    """K arrays i32[S >= 1]"""
-    keys: tuple[np.ndarray, ...]
-    """K random keys u32[2], one for each sibling (`rng.row_key`)."""
-    image: np.ndarray | None = None
-    """u8[H, W, 3] inside the prefix, sides multiples of 28 px."""
-
-
-class _Prompts(NamedTuple):
-    """A batch of groups as arrays: rows of [P prefix slots | K x S suffix slots]."""
-
-    tokens: Int32[Array, "Q L"]
-    mrope_pos: Int32[Array, "Q 3 L"]
-    segments: Int32[Array, "Q L"]
-    image_slots: Int32[Array, "Q L"]
-    vision: VisionBatch | None
-    prefix_len: Int32[Array, Q]
-    suffix_len: Int32[Array, "Q K"]
-    next_pos: Int32[Array, "Q K"]
-    keys: UInt32[Array, "Q K 2"]
-
-
-class _Decoding(NamedTuple):
-    """State of a batch between two tokens."""
-
-    cache: DecodeCache
-    last: Int32[Array, "Q K"]
-    next_pos: Int32[Array, "Q K"]
-    keys: UInt32[Array, "Q K 2"]
-    tokens: Int32[Array, "Q K T"]
-    logp: Float[Array, "Q K T"]
-    lengths: Int32[Array, "Q K"]
-    done: Bool[Array, "Q K"]
-    sampled: Int32[Array, ""]
-    """Tokens sampled per row so far, the same for all."""
+Watch = Callable[[int, int, np.ndarray], bool]
+"""(index of the group, sibling, tokens so far) -> whether to go on."""
 
 
 class Engine:
-    """Samples completions for groups of prompts on one mesh."""
+    """Samples completions for groups of prompts on one mesh.
+
+    Args:
+        graphdef: of `Qwen25VL`, whose compute type is the cache's.
+        model_config: its configuration.
+        mesh: this process's devices.
+        config: sizes and memory.
+        eos_ids: tokens that end a completion.
+    """
 
     def __init__(
         self,
@@ -86,15 +52,89 @@ class Engine:
         self.eos_ids = tuple(eos_ids)
         self.sampled_tokens = 0
         """Completion tokens sampled since the engine was made."""
-        self._start = jax.jit(
-            functools.partial(_start, graphdef, self.eos_ids),
-            static_argnames=("prefix_slots", "suffix_slots", "max_new_tokens", "sampling"),
+        self.encoded_images = 0
+        """Images that went through the vision tower since the engine was made."""
+        self._kinds: list[Kind] = []
+        self._dtype = _compute_dtype(graphdef)
+        # On a CPU, decoding reads a copy of the weights in another layout, and a cache of separate layers.
+        self._copies = mesh.devices.flat[0].platform == "cpu"
+        self._copy_graphdef: nnx.GraphDef | None = None
+        text = model_config.text
+        kv = cache_sharding(mesh, text.num_key_value_heads, stacked=not self._copies)
+        layers = (kv,) * text.num_hidden_layers if self._copies else kv
+        whole = replicated(mesh)
+        self._shapes = {
+            "layers": text.num_hidden_layers,
+            "kv_heads": text.num_key_value_heads,
+            "head_dim": text.head_dim,
+            "dtype": self._dtype,
+            "per_layer": self._copies,
+        }
+        fields = {name: whole for name in device.Pool._fields}
+        fields["sampling"] = RowSampling(whole, whole, whole, whole)
+        fields["cache"] = device.DecodeCache(layers, layers, whole, layers, layers, whole, whole, whole)
+        pool = device.Pool(**fields)
+        jit, bind = jax.jit, device.bind
+        self._empty = jit(
+            device.empty_pool,
+            static_argnums=(0, 1),
+            static_argnames=("siblings", "prefix", "capacity", "max_new_tokens", *self._shapes),
+            out_shardings=pool,
         )
-        self._decode = jax.jit(
-            functools.partial(_decode, graphdef, self.eos_ids, config.decode_segment),
-            static_argnames=("sampling",),
-            donate_argnames=("state",),
+        self._encode = jit(bind(device.encode, graphdef), out_shardings=whole)
+        self._prefill = jit(bind(device.prefill, graphdef, self.eos_ids), static_argnames=("prefix_slots",))
+        self._insert = jit(
+            bind(device.insert, self.eos_ids),
+            static_argnames=("prefix_slots",),
+            donate_argnums=0,
+            out_shardings=pool,
         )
+        self._decode = jit(
+            lambda *args: device.decode(
+                graphdef, self._copy_graphdef, self.eos_ids, config.decode_segment, *args
+            ),
+            donate_argnums=0,
+            out_shardings=pool,
+        )
+        self._shrink = jit(device.shrink, out_shardings=pool)
+        self._stop = jit(device.stop, donate_argnums=0, out_shardings=pool)
+        self._copy = jit(lambda params: nnx.state(nnx.merge(graphdef, params).decoding_copy()))
+
+    @property
+    def executables(self) -> int:
+        """Programs compiled so far. It stays where it is when nothing is compiled any more."""
+        programs = (
+            self._empty,
+            self._encode,
+            self._prefill,
+            self._insert,
+            self._decode,
+            self._shrink,
+            self._stop,
+            self._copy,
+        )
+        return sum(program._cache_size() for program in programs)
+
+    def fits(self, limits: PromptLimits) -> Fit:
+        """How many prompts of a kind the engine holds at once; its text says so in a line.
+
+        Needs no weights. Raises UserError when engine.cache_gib does not hold a single group.
+        """
+        return self._plan(limits)[1]
+
+    def warm_up(self, params: nnx.State, kinds: Sequence[PromptLimits]) -> list[Fit]:
+        """Compile, and run once, every program that prompts within these limits need.
+
+        From then on, groups within the limits of a kind use its programs and compile nothing. Raises
+        UserError as `fits`, before anything is compiled.
+        """
+        plans = [self._plan(limits) for limits in kinds]
+        with jax.transfer_guard("disallow"):
+            weights = self._weights(params)
+            for kind, _ in plans:
+                _Run(self, params, weights, kind, _FeatureStore()).warm_up()
+        self._kinds += [kind for kind, _ in plans]
+        return [fit for _, fit in plans]
 
     def generate(
         self,
@@ -103,201 +143,463 @@ class Engine:
         max_new_tokens: int,
         sampling: SamplingConfig,
         progress: Callable[[int, int], None] = lambda done, total: None,
+        watch: Watch | None = None,
+        more: Callable[[], Sequence[PromptGroup]] | None = None,
     ) -> list[list[Completion]]:
-        """Complete every sibling of every group, in order. `progress` is told groups done and in all.
+        """Complete every sibling of every group, in order.
 
-        A completion ends with a stop token (kept) or at `max_new_tokens`.
+        A completion ends with a stop token (kept) or at `max_new_tokens`. What a row samples depends on its
+        prompt, its key and its settings alone.
+
+        Args:
+            params: the model's parameters on the engine's mesh.
+            max_new_tokens, sampling: of the groups that do not say otherwise.
+            progress: is told groups done and in all.
+            watch: is asked every few tokens, for every row that goes on; False ends the row as it is.
+            more: is asked every few tokens for groups that have come in since; they count on from `groups`.
+
+        Raises:
+            UserError: a group without siblings or own tokens, or one that does not fit into engine.cache_gib.
         """
-        # Similar lengths share a batch, so that padding is small; results go back in the caller's order.
-        order = sorted(range(len(groups)), key=lambda i: (len(groups[i].suffixes), len(groups[i].prefix)))
-        results: list[list[Completion]] = [[] for _ in groups]
+        asked: list[_Asked] = []
+        queues: dict[Kind, collections.deque[_Asked]] = {}
+        features = _FeatureStore()
+
+        def add(new: Sequence[PromptGroup]) -> None:
+            check_groups(new)
+            items = [
+                _Asked(
+                    len(asked) + i,
+                    group,
+                    group.sampling or sampling,
+                    group.max_new_tokens or max_new_tokens,
+                    most_windows(group.all_images, self.model_config, self.config.window_multiple),
+                )
+                for i, group in enumerate(new)
+            ]
+            for kind, queue in self._sort(items, list(queues)).items():
+                queues.setdefault(kind, collections.deque()).extend(queue)
+            asked.extend(items)
+            for item in items:
+                features.expect(item.image_keys)
+
+        add(groups)
         done = 0
-        for chosen in batches(len(order), self.config.groups):
-            indices = [order[i] for i in chosen]
-            completions = self._complete([groups[i] for i in indices], max_new_tokens, sampling, params)
-            for i, completion in zip(indices, completions, strict=True):
-                results[i] = completion
-            done += len(indices)
-            progress(done, len(groups))
-        self.sampled_tokens += sum(len(c.tokens) for group in results for c in group)
-        return results
 
-    def _complete(
-        self, groups: list[PromptGroup], max_new_tokens: int, sampling: SamplingConfig, params: nnx.State
-    ) -> list[list[Completion]]:
-        prompts, prefix_slots, suffix_slots = self._pack(groups)
-        prompts = put_batch(prompts, self.mesh)
-        state = self._start(
-            params,
-            prompts,
-            prefix_slots=prefix_slots,
-            suffix_slots=suffix_slots,
-            max_new_tokens=max_new_tokens,
-            sampling=sampling,
-        )
-        while not bool(state.done.all()):
-            state = self._decode(params, state=state, sampling=sampling)
-        tokens, logp, lengths = jax.device_get((state.tokens, state.logp, state.lengths))
-        return [
-            [self._completion(tokens[q, k], logp[q, k], lengths[q, k]) for k in range(len(group.suffixes))]
-            for q, group in enumerate(groups)
-        ]
+        def finished(item: _Asked) -> None:
+            nonlocal done
+            done += 1
+            self.sampled_tokens += sum(len(c.tokens) for c in item.completions)
+            progress(done, len(asked))
 
-    def _completion(self, tokens: np.ndarray, logp: np.ndarray, length: int) -> Completion:
-        tokens = tokens[:length].copy()
-        stop = Stop.EOS if tokens[-1] in self.eos_ids else Stop.LENGTH
-        return Completion(tokens=tokens, sampler_logp=logp[:length].copy(), stop=stop)
+        def ask(kind: Kind) -> bool:
+            """Take in what has come; False when another kind's turn has come."""
+            known = len(asked)
+            if more is not None and (new := more()):
+                add(new)
+            others = [queue[0].index for other, queue in queues.items() if queue and other != kind]
+            mine = queues[kind][0].index if queues[kind] else known
+            return more is None or not others or mine < min(others)
 
-    def _pack(self, groups: list[PromptGroup]) -> tuple[_Prompts, int, int]:
-        """The groups as arrays, with the number of prefix and suffix slots of a row."""
+        with jax.transfer_guard("disallow"):
+            weights = self._weights(params) if asked else None
+            while waiting := [kind for kind, queue in queues.items() if queue]:
+                # The kind that has waited longest goes first; one after the other shares the memory.
+                kind = min(waiting, key=lambda kind: queues[kind][0].index)
+                run = _Run(self, params, weights, kind, features)
+                run.work(queues[kind], functools.partial(ask, kind), finished, watch)
+        return [item.completions for item in asked]
+
+    def _plan(self, limits: PromptLimits) -> tuple[Kind, Fit]:
+        text = self.model_config.text
+        heads = text.num_key_value_heads
+        shared = tensor_shards(self.mesh) if heads % tensor_shards(self.mesh) == 0 else 1
+        slot = 2 * text.num_hidden_layers * heads * text.head_dim * jnp.dtype(self._dtype).itemsize
+        return plan(limits, self.model_config, self.config, batch_shards(self.mesh), slot / shared)
+
+    def _sort(self, items: Sequence[_Asked], known: Sequence[Kind]) -> dict[Kind, list[_Asked]]:
+        """The kind of every group: one that was warmed up or is in use, or a new one of padded sizes."""
+        kinds: dict[Kind, list[_Asked]] = {}
+        strangers: dict[tuple[int, ...], list[_Asked]] = {}
+        for item in items:
+            fitting = [
+                kind
+                for kind in [*self._kinds, *known]
+                if kind.holds(item.group, item.windows, item.max_new_tokens)
+            ]
+            if fitting:
+                smallest = min(fitting, key=lambda kind: kind.prefix + kind.siblings * kind.capacity)
+                kinds.setdefault(smallest, []).append(item)
+            else:
+                same = (len(item.group.suffixes), item.windows, len(item.group.all_images))
+                strangers.setdefault(same, []).append(item)
         multiple = self.config.length_multiple
-        rows = bucket(len(groups), batch_shards(self.mesh))
-        siblings = max(len(group.suffixes) for group in groups)
-        prefix_slots = bucket(max(len(group.prefix) for group in groups), multiple)
-        suffix_slots = bucket(max(len(s) for group in groups for s in group.suffixes), max(1, multiple // 4))
-        images = [group.image for group in groups]
-        windows = most_windows(images, self.model_config, self.config.window_multiple)
-        vision, slots = image_rows(images, rows, windows, self.model_config)
-        packed = PackedRows.empty(rows, prefix_slots + siblings * suffix_slots)
-        prefix_len = np.zeros(rows, np.int32)
-        suffix_len = np.ones((rows, siblings), np.int32)
-        suffix_len[len(groups) :] = 0
-        next_pos = np.zeros((rows, siblings), np.int32)
-        keys = np.zeros((rows, siblings, 2), np.uint32)
-        for q, group in enumerate(groups):
-            starts = [prefix_slots + k * suffix_slots for k in range(len(group.suffixes))]
-            grid = image_grid(group.image, self.model_config)
-            following = packed.place(
-                q, group.prefix, group.suffixes, starts, slots[q], grid, self.model_config
+        for (siblings, windows, images), same in strangers.items():
+            limits = PromptLimits(
+                f"{siblings}-sibling" if not images else f"{siblings}-sibling image",
+                siblings,
+                bucket(max(len(item.group.prefix) for item in same), multiple),
+                bucket(max(len(s) for item in same for s in item.group.suffixes), max(1, multiple // 4)),
+                max(item.max_new_tokens for item in same),
+                windows,
+                images,
+                bucket(len(same)),
+            )
+            kinds.setdefault(self._plan(limits)[0], []).extend(same)
+        # Similar lengths are prefilled together, so that padding is small.
+        return {kind: sorted(queue, key=lambda item: len(item.group.prefix)) for kind, queue in kinds.items()}
+
+    def _weights(self, params: nnx.State) -> nnx.State | None:
+        """The copy of the weights that decoding reads, where it reads one."""
+        if not self._copies:
+            return None
+        if self._copy_graphdef is None:
+            model = nnx.eval_shape(lambda params: nnx.merge(self.graphdef, params).decoding_copy(), params)
+            self._copy_graphdef = nnx.graphdef(model)
+        return self._copy(params)
+
+
+@dataclasses.dataclass(eq=False)
+class _Asked:
+    """A group on its way through the engine."""
+
+    index: int
+    group: PromptGroup
+    sampling: SamplingConfig
+    max_new_tokens: int
+    windows: int
+    """Of its largest image; 0 without images."""
+    completions: list[Completion | None] = dataclasses.field(default_factory=list)
+    left: int = 0
+    """Siblings that are not finished."""
+    image_keys: list[bytes] = dataclasses.field(default_factory=list)
+    """One for each of the group's images; equal for equal images."""
+
+    def __post_init__(self) -> None:
+        self.left = len(self.group.suffixes)
+        self.completions = [None] * self.left
+        self.image_keys = [image_key(image) for image in self.group.all_images]
+
+
+@dataclasses.dataclass
+class _Features:
+    """What the vision tower made of an image."""
+
+    array: jax.Array
+    """[slots, D]"""
+    slots: np.ndarray
+    """i32[M], the slot of each of its tokens"""
+
+
+class _FeatureStore:
+    """Features of images for as long as a group waits that shows them."""
+
+    def __init__(self) -> None:
+        self.of: dict[tuple[bytes, int], _Features] = {}
+        """By the image's key and the windows of its padded layout."""
+        self._uses: collections.Counter[bytes] = collections.Counter()
+
+    def expect(self, keys: Sequence[bytes]) -> None:
+        self._uses.update(keys)
+
+    def release(self, keys: Sequence[bytes]) -> None:
+        self._uses.subtract(keys)
+        for key in list(self.of):
+            if self._uses[key[0]] <= 0:
+                del self.of[key]
+
+
+class _Run:
+    """One kind of prompts through one pool."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        params: nnx.State,
+        weights: nnx.State | None,
+        kind: Kind,
+        features: _FeatureStore,
+    ):
+        self.engine, self.params, self.weights, self.kind = engine, params, weights, kind
+        self.features = features
+        self._put = lambda tree: jax.device_put(tree, replicated(engine.mesh))
+
+    def open(self, level: int) -> None:
+        """An empty pool of one of the kind's sizes."""
+        self.level = level
+        self.rows: list[tuple[_Asked, int] | None] = [None] * self.kind.pools[level][0]
+        """The sibling in each row, None when free."""
+        self.groups: list[_Asked | None] = [None] * self.kind.pools[level][1]
+        self.pool = self.engine._empty(
+            *self.kind.pools[level],
+            siblings=self.kind.siblings,
+            prefix=self.kind.prefix,
+            capacity=self.kind.capacity,
+            max_new_tokens=self.kind.max_new_tokens,
+            **self.engine._shapes,
+        )
+
+    def work(
+        self,
+        queue: collections.deque[_Asked],
+        ask: Callable[[], bool],
+        finished: Callable[[_Asked], None],
+        watch: Watch | None,
+    ) -> None:
+        """Complete the groups of the queue; those that `ask` adds to it too."""
+        self.open(self._level(sum(item.left for item in queue), len(queue)))
+        admit = True
+        while True:
+            if admit:
+                self._admit(queue)
+            live = sum(row is not None for row in self.rows)
+            if not live:
+                return
+            waiting = queue if admit else ()
+            if not waiting:
+                self._shrink()
+            self.pool = self.engine._decode(
+                self.pool, self.params, self.weights, self._put(np.int32(self._enough(waiting)))
+            )
+            for item in self._collect(watch):
+                finished(item)
+            admit = ask()
+
+    def _level(self, rows: int, groups: int) -> int:
+        """The smallest pool with so much room, or the largest."""
+        fitting = [i for i, (r, g) in enumerate(self.kind.pools) if rows <= r and groups <= g]
+        return max(fitting, default=0)
+
+    def _room(self, queue: Iterable[_Asked]) -> int:
+        """How many of the next groups have room in the pool."""
+        rows, groups = self.rows.count(None), self.groups.count(None)
+        count = 0
+        for item in queue:
+            rows -= item.left
+            if rows < 0 or count == groups:
+                break
+            count += 1
+        return count
+
+    def _admit(self, queue: collections.deque[_Asked]) -> None:
+        """Prefill waiting groups while there is room for as many as are prefilled together."""
+        sizes = self.kind.prefill_groups
+        while queue:
+            room, wanted = self._room(queue), min(sizes[0], len(queue))
+            idle = all(row is None for row in self.rows)
+            if room < wanted and not (idle and room):
+                return
+            size = next((size for size in sizes if size <= room), sizes[-1])
+            self._insert([queue.popleft() for _ in range(min(size, room))], size)
+
+    def _enough(self, queue: Sequence[_Asked]) -> int:
+        """The number of rows left at which the host has something to do: groups wait, or a smaller pool."""
+        if queue:
+            wanted = min(self.kind.prefill_groups[0], len(queue))
+            rows = sum(queue[i].left for i in range(wanted))
+            return max(0, len(self.rows) - rows) if self.groups.count(None) >= wanted else 0
+        smaller = self.kind.pools[self.level + 1 :]
+        return smaller[0][0] if smaller else 0
+
+    def _insert(self, items: list[_Asked], size: int) -> None:
+        prefix = self._size(self.kind.prefix_sizes, max(len(item.group.prefix) for item in items))
+        longest = max(len(s) for item in items for s in item.group.suffixes)
+        suffix = self._size(self.kind.suffix_sizes, longest)
+        features = self._encode(items, size)
+        free_rows = [i for i, row in enumerate(self.rows) if row is None]
+        free_groups = [i for i, group in enumerate(self.groups) if group is None]
+        prompts = self._pack(items, size, prefix, suffix, free_rows, free_groups)
+        self._prefill(prompts, features, prefix)
+        for item in items:
+            self.features.release(item.image_keys)
+
+    def _prefill(self, prompts: device.Prompts, features: Sequence[jax.Array], prefix: int) -> None:
+        prompts = self._put(prompts)
+        prefilled = self.engine._prefill(self.params, prompts, tuple(features), prefix_slots=prefix)
+        self.pool = self.engine._insert(self.pool, prompts, prefilled, prefix_slots=prefix)
+
+    def _size(self, sizes: Sequence[int], length: int) -> int:
+        return min(size for size in sizes if size >= length)
+
+    def _pack(
+        self,
+        items: Sequence[_Asked],
+        size: int,
+        prefix: int,
+        suffix: int,
+        free_rows: list[int],
+        free_groups: list[int],
+    ) -> device.Prompts:
+        """The groups as arrays, and their places in the pool, which are taken here."""
+        kind, config = self.kind, self.engine.model_config
+        packed = PackedRows.empty(size, prefix + kind.siblings * suffix)
+        each = (size, kind.siblings)
+        prefix_len, suffix_len = np.zeros(size, np.int32), np.zeros(each, np.int32)
+        next_pos, keys = np.zeros(each, np.int32), np.zeros((*each, 2), np.uint32)
+        sampling = RowSampling(*(np.broadcast_to(x, each).copy() for x in RowSampling.of(SamplingConfig())))
+        limit = np.ones(each, np.int32)
+        # Past the pool's end, where nothing is written.
+        groups = np.full(size, len(self.groups), np.int32)
+        rows = np.full(each, len(self.rows), np.int32)
+        for q, item in enumerate(items):
+            group, count = item.group, len(item.group.suffixes)
+            starts = [prefix + k * suffix for k in range(count)]
+            images = iter(self._placed(item, q))
+            next_pos[q, :count] = packed.place_group(
+                q,
+                group.prefix,
+                group.suffixes,
+                starts,
+                [next(images) for _ in group.prefix_images],
+                [[next(images) for _ in own] for own in group.own_images],
+                config,
             )
             prefix_len[q] = len(group.prefix)
-            for k, suffix in enumerate(group.suffixes):
-                suffix_len[q, k] = len(suffix)
-                next_pos[q, k] = following + len(suffix)
-                keys[q, k] = group.keys[k]
-            # Absent siblings of a smaller group are padding: length 0, done from the start.
-            suffix_len[q, len(group.suffixes) :] = 0
-        return (
-            _Prompts(
-                tokens=packed.tokens,
-                mrope_pos=packed.mrope_pos.transpose(1, 0, 2),
-                segments=packed.segments,
-                image_slots=packed.image_slots,
-                vision=vision,
-                prefix_len=prefix_len,
-                suffix_len=suffix_len,
-                next_pos=next_pos,
-                keys=keys,
-            ),
-            prefix_slots,
-            suffix_slots,
+            suffix_len[q, :count] = [len(s) for s in group.suffixes]
+            keys[q, :count] = group.keys
+            for values, value in zip(sampling, RowSampling.of(item.sampling), strict=True):
+                values[q] = value[0]
+            limit[q] = item.max_new_tokens
+            groups[q] = free_groups[q]
+            self.groups[free_groups[q]] = item
+            for k in range(count):
+                rows[q, k] = row = free_rows.pop(0)
+                self.rows[row] = (item, k)
+        return device.Prompts(
+            tokens=packed.tokens,
+            mrope_pos=packed.mrope_pos.transpose(1, 0, 2),
+            segments=packed.segments,
+            image_slots=packed.image_slots,
+            prefix_len=prefix_len,
+            suffix_len=suffix_len,
+            next_pos=next_pos,
+            keys=keys,
+            sampling=sampling,
+            limit=limit,
+            groups=groups,
+            rows=rows,
         )
 
+    def _placed(self, item: _Asked, q: int) -> list[PlacedImage]:
+        """The images of group q of a prefill, as `_encode` arranged their features."""
+        placed = []
+        for i, (key, image) in enumerate(zip(item.image_keys, item.group.all_images, strict=True)):
+            features = self.features.of[key, self.kind.windows]
+            first = (q * self.kind.images + i) * features.array.shape[0]
+            placed.append(PlacedImage(first + features.slots, image_grid(image, self.engine.model_config)))
+        return placed
 
-def image_grid(image: np.ndarray | None, config: Qwen25VLConfig) -> tuple[int, int] | None:
-    """(rows, columns) of an image u8[H, W, 3] in patches, or None."""
-    if image is None:
-        return None
-    patch = config.vision.patch_size
-    return image.shape[0] // patch, image.shape[1] // patch
+    def _encode(self, items: Sequence[_Asked], size: int) -> list[jax.Array]:
+        """The features of a prefill's images, `kind.images` arrays for each of `size` groups. Each image is
+        computed once in a call, whichever groups show it."""
+        if not self.kind.images:
+            return []
+        known, windows = self.features.of, self.kind.windows
+        missing = {
+            key: image
+            for item in items
+            for key, image in zip(item.image_keys, item.group.all_images, strict=True)
+            if (key, windows) not in known
+        }
+        todo, sizes = list(missing.items()), self.kind.prefill_groups
+        while todo:
+            count = next((size for size in sizes if size <= len(todo)), sizes[-1])
+            batch, todo = todo[:count], todo[count:]
+            arrays, slots = self._encode_batch([image for _, image in batch], count)
+            for (key, _), array, slot in zip(batch, arrays, slots, strict=False):
+                known[key, windows] = _Features(array, slot)
+            self.engine.encoded_images += len(batch)
+        arrays = []
+        padding = known[items[0].image_keys[0], windows].array
+        for item in items:
+            own = [known[key, windows].array for key in item.image_keys]
+            arrays += own + [padding] * (self.kind.images - len(own))
+        return arrays + [padding] * (size * self.kind.images - len(arrays))
+
+    def _encode_batch(
+        self, images: Sequence[np.ndarray], count: int
+    ) -> tuple[tuple[jax.Array, ...], list[np.ndarray]]:
+        """Features of images in a batch of `count`, and the slot of each image's tokens in its own array."""
+        config, mesh = self.engine.model_config, self.engine.mesh
+        vision, slots = vision_batch(images, config.vision, windows=self.kind.windows, rows=count)
+        arrays = self.engine._encode(self.params, put_batch(vision, mesh))
+        return arrays, [slot - i * arrays[0].shape[0] for i, slot in enumerate(slots)]
+
+    def _collect(self, watch: Watch | None) -> list[_Asked]:
+        """Take the rows that are done out of the pool; returns the groups that are complete with them."""
+        done, lengths = jax.device_get((self.pool.done, self.pool.lengths))
+        used = [(row, *place) for row, place in enumerate(self.rows) if place is not None]
+        if watch is None and not any(done[row] for row, _, _ in used):
+            return []
+        tokens, logp = jax.device_get((self.pool.tokens, self.pool.logp))
+        stopped = np.zeros(len(self.rows), bool)
+        complete = []
+        for row, item, k in used:
+            own = tokens[row, : lengths[row]]
+            if not done[row]:
+                stopped[row] = watch is not None and not watch(item.index, k, own)
+                if not stopped[row]:
+                    continue
+            stop = Stop.EOS if own[-1] in self.engine.eos_ids else Stop.LENGTH
+            item.completions[k] = Completion(own.copy(), logp[row, : lengths[row]].copy(), stop)
+            item.left -= 1
+            self.rows[row] = None
+            if not item.left:
+                self.groups[self.groups.index(item)] = None
+                complete.append(item)
+        if stopped.any():
+            self.pool = self.engine._stop(self.pool, self._put(stopped))
+        return complete
+
+    def _shrink(self) -> None:
+        """Go on in a smaller pool when the rows that are left fit into one."""
+        rows = [i for i, row in enumerate(self.rows) if row is not None]
+        groups = [i for i, group in enumerate(self.groups) if group is not None]
+        level = self._level(len(rows), len(groups))
+        if level > self.level:
+            self._move(rows, groups, level)
+
+    def _move(self, rows: list[int], groups: list[int], level: int) -> None:
+        """Carry the given rows and groups over into a smaller pool."""
+        row_count, group_count = self.kind.pools[level]
+        old_rows, old_groups = self.rows, self.groups
+        self.level = level
+        self.rows = [old_rows[i] for i in rows] + [None] * (row_count - len(rows))
+        self.groups = [old_groups[i] for i in groups] + [None] * (group_count - len(groups))
+        members = np.full((group_count, self.kind.siblings), row_count, np.int32)
+        place = np.zeros(row_count, np.int32)
+        for row, (item, k) in enumerate(self.rows[: len(rows)]):
+            group = self.groups.index(item)
+            members[group, k] = row
+            place[row] = group * self.kind.siblings + k
+        pad = lambda indices, count: np.array(indices + [0] * (count - len(indices)), np.int32)  # noqa: E731
+        move = device.Move(
+            pad(rows, row_count), np.arange(row_count) < len(rows), pad(groups, group_count), members, place
+        )
+        self.pool = self.engine._shrink(self.pool, self._put(move))
+
+    def warm_up(self) -> None:
+        """Run every program of this kind once, on padding."""
+        kind = self.kind
+        features = {}
+        if kind.images:
+            features = {count: self._encode_batch([], count)[0][0] for count in kind.prefill_groups}
+        for level, (_, groups) in enumerate(kind.pools):
+            self.open(level)
+            for size in kind.prefill_groups:
+                if size > groups and size != kind.prefill_groups[-1]:
+                    continue
+                images = [features[size]] * (size * kind.images) if kind.images else []
+                for prefix in kind.prefix_sizes:
+                    for suffix in kind.suffix_sizes:
+                        self._prefill(self._pack([], size, prefix, suffix, [], []), images, prefix)
+            self.pool = self.engine._decode(self.pool, self.params, self.weights, self._put(np.int32(0)))
+            self.pool = self.engine._stop(self.pool, self._put(np.zeros(len(self.rows), bool)))
+            for smaller in range(level + 1, len(kind.pools)):
+                self.open(level)
+                self._move([], [], smaller)
 
 
-def most_windows(images: Sequence[np.ndarray | None], config: Qwen25VLConfig, multiple: int) -> int:
-    """The number of windows that an executable for these images has; 0 when there are none."""
-    counts = [num_windows(*image.shape[:2], config.vision) for image in images if image is not None]
-    return bucket(max(counts), multiple) if counts else 0
-
-
-def image_rows(
-    images: Sequence[np.ndarray | None], rows: int, windows: int, config: Qwen25VLConfig
-) -> tuple[VisionBatch | None, list[np.ndarray | None]]:
-    """One vision row of `windows` windows for each prompt row, and the feature indices of each image.
-
-    Returns (None, [None, ...]) when no row has an image. Raises ValueError when only some have: rows with and
-    without images run as different executables.
-    """
-    present = [image for image in images if image is not None]
-    if not present:
-        return None, [None] * len(images)
-    if len(present) != len(images):
-        raise ValueError("rows with and without an image cannot share a batch")
-    vision, slots = vision_batch(present, config.vision, windows=windows, rows=rows)
-    return vision, list(slots)
-
-
-def _start(
-    graphdef, eos_ids, params, prompts: _Prompts, *, prefix_slots, suffix_slots, max_new_tokens, sampling
-):
-    """Prefill and the first token of every sibling."""
-    model = nnx.merge(graphdef, params)
-    rows, siblings = prompts.suffix_len.shape
-    features = None if prompts.vision is None else model.encode_images(prompts.vision)
-    slots = None if prompts.vision is None else prompts.image_slots
-    embeds = model.embed(prompts.tokens, slots, features)
-    hidden, (k, v) = model.hidden(
-        embeds, prompts.mrope_pos.transpose(1, 0, 2), prompts.segments, return_kv=True
-    )
-    cache = cache_from_packed(
-        k,
-        v,
-        prefix_slots=prefix_slots,
-        siblings=siblings,
-        suffix_slots=suffix_slots,
-        capacity=suffix_slots + max_new_tokens,
-        prefix_len=prompts.prefix_len,
-        suffix_len=prompts.suffix_len,
-    )
-    ends = prefix_slots + jnp.arange(siblings) * suffix_slots + jnp.maximum(prompts.suffix_len, 1) - 1
-    logits = model.head(jnp.take_along_axis(hidden, ends[:, :, None], axis=1))
-    absent = prompts.suffix_len == 0
-    state = _Decoding(
-        cache=cache,
-        last=jnp.zeros((rows, siblings), jnp.int32),
-        next_pos=prompts.next_pos,
-        keys=prompts.keys,
-        tokens=jnp.zeros((rows, siblings, max_new_tokens), jnp.int32),
-        logp=jnp.zeros((rows, siblings, max_new_tokens), jnp.float32),
-        lengths=jnp.zeros((rows, siblings), jnp.int32),
-        done=absent,
-        sampled=jnp.zeros((), jnp.int32),
-    )
-    return _take_tokens(state, logits, sampling, eos_ids)
-
-
-def _decode(graphdef, eos_ids, segment, params, *, state: _Decoding, sampling) -> _Decoding:
-    """Up to `segment` further tokens, fewer when every row is done."""
-    model = nnx.merge(graphdef, params)
-
-    def more(carry):
-        state, steps = carry
-        return ~state.done.all() & (steps < segment)
-
-    def one(carry):
-        state, steps = carry
-        positions = jnp.broadcast_to(state.next_pos, (3, *state.next_pos.shape))
-        logits, cache = model.decode(state.last, positions, state.cache)
-        state = state._replace(cache=cache, next_pos=state.next_pos + 1)
-        return _take_tokens(state, logits, sampling, eos_ids), steps + 1
-
-    return jax.lax.while_loop(more, one, (state, 0))[0]
-
-
-def _take_tokens(state: _Decoding, logits: Float[Array, "Q K V"], sampling, eos_ids) -> _Decoding:
-    """Sample the next token of every row that is not done."""
-    rows, siblings, vocab = logits.shape
-    tokens, logp = sample_tokens(
-        logits.reshape(-1, vocab), state.keys.reshape(-1, 2), state.sampled, sampling, eos_ids
-    )
-    tokens, logp = tokens.reshape(rows, siblings), logp.reshape(rows, siblings)
-    slot = state.sampled
-    keep = ~state.done
-    lengths = state.lengths + keep
-    stopped = jnp.isin(tokens, jnp.array(eos_ids)) | (lengths >= state.tokens.shape[-1])
-    return state._replace(
-        last=tokens,
-        tokens=state.tokens.at[:, :, slot].set(jnp.where(keep, tokens, 0)),
-        logp=state.logp.at[:, :, slot].set(jnp.where(keep, logp, 0.0)),
-        lengths=lengths,
-        done=state.done | (keep & stopped),
-        sampled=slot + 1,
-    )
+def _compute_dtype(graphdef: nnx.GraphDef) -> Any:
+    """The type of activations, which `Qwen25VL` keeps as an attribute of the graph."""
+    return next(value.value for name, value in graphdef.attributes if name == "dtype")

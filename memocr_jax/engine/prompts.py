@@ -1,0 +1,102 @@
+"""What the engine is asked: groups of prompts, and their images as the model takes them."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from memocr_jax.buckets import bucket
+from memocr_jax.config import SamplingConfig
+from memocr_jax.errors import UserError
+from memocr_jax.images import num_windows, vision_batch
+from memocr_jax.models.config import Qwen25VLConfig
+from memocr_jax.types import VisionBatch
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptGroup:
+    """One shared prefix and the K prompts that continue it."""
+
+    prefix: np.ndarray
+    """i32[P]"""
+    suffixes: tuple[np.ndarray, ...]
+    """K arrays i32[S >= 1]"""
+    keys: tuple[np.ndarray, ...]
+    """K random keys u32[2], one for each sibling (`rng.row_key`)."""
+    image: np.ndarray | None = None
+    """u8[H, W, 3] inside the prefix, sides multiples of 28 px."""
+    images: tuple[np.ndarray, ...] = ()
+    """The prefix's images in order of appearance, where there are several (instead of `image`)."""
+    suffix_images: tuple[tuple[np.ndarray, ...], ...] = ()
+    """The images of each sibling's own part; empty when none has any."""
+    sampling: SamplingConfig | None = None
+    """How these siblings are sampled, default as the call says."""
+    max_new_tokens: int | None = None
+    """Longest completion, default as the call says."""
+
+    @property
+    def prefix_images(self) -> tuple[np.ndarray, ...]:
+        return self.images if self.image is None else (self.image, *self.images)
+
+    @property
+    def own_images(self) -> tuple[tuple[np.ndarray, ...], ...]:
+        """The images of each of the K siblings."""
+        return self.suffix_images or ((),) * len(self.suffixes)
+
+    @property
+    def all_images(self) -> list[np.ndarray]:
+        """Of the prefix, then of the siblings."""
+        return [*self.prefix_images, *(image for own in self.own_images for image in own)]
+
+
+def check_groups(groups: Sequence[PromptGroup]) -> None:
+    """Raise UserError for a group that nothing can be sampled for."""
+    for i, group in enumerate(groups):
+        siblings = len(group.suffixes)
+        if not siblings or min(map(len, group.suffixes)) < 1:
+            raise UserError(
+                f"prompt group {i} has {siblings} siblings of {[len(s) for s in group.suffixes]} own tokens; "
+                "each sibling needs at least 1 (move the prefix's last token into the siblings)"
+            )
+        for name, value in {"keys": group.keys, "suffix_images": group.own_images}.items():
+            if len(value) != siblings:
+                raise UserError(f"prompt group {i} has {len(value)} {name} for {siblings} siblings")
+
+
+def image_key(image: np.ndarray) -> bytes:
+    """Equal for images of equal content."""
+    return hashlib.blake2b(np.ascontiguousarray(image), digest_size=16).digest() + repr(image.shape).encode()
+
+
+def image_grid(image: np.ndarray | None, config: Qwen25VLConfig) -> tuple[int, int] | None:
+    """(rows, columns) of an image u8[H, W, 3] in patches, or None."""
+    if image is None:
+        return None
+    patch = config.vision.patch_size
+    return image.shape[0] // patch, image.shape[1] // patch
+
+
+def most_windows(images: Sequence[np.ndarray | None], config: Qwen25VLConfig, multiple: int) -> int:
+    """The number of windows that an executable for these images has; 0 when there are none."""
+    counts = [num_windows(*image.shape[:2], config.vision) for image in images if image is not None]
+    return bucket(max(counts), multiple) if counts else 0
+
+
+def image_rows(
+    images: Sequence[np.ndarray | None], rows: int, windows: int, config: Qwen25VLConfig
+) -> tuple[VisionBatch | None, list[np.ndarray | None]]:
+    """One vision row of `windows` windows for each prompt row, and the feature indices of each image.
+
+    Returns (None, [None, ...]) when no row has an image. Raises ValueError when only some have: rows with and
+    without images run as different executables.
+    """
+    present = [image for image in images if image is not None]
+    if not present:
+        return None, [None] * len(images)
+    if len(present) != len(images):
+        raise ValueError("rows with and without an image cannot share a batch")
+    vision, slots = vision_batch(present, config.vision, windows=windows, rows=rows)
+    return vision, list(slots)
