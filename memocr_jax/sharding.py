@@ -128,16 +128,18 @@ class LocalCopy:
             own = [device for device in devices if device.process_index == jax.process_index()]
             self._own = param_shardings(abstract, local_mesh(own, tensor))
             self._everywhere = param_shardings(abstract, local_mesh(devices, tensor))
-        is_matrix = nnx.map_state(
+        self._is_matrix = nnx.map_state(
             lambda _, variable: variable.replace(len({*variable.logical_axes} - {"layers"}) > 1), abstract
         )
-        self._cast = jax.jit(
-            lambda params: jax.tree.map(lambda x, m: x.astype(dtype) if m else x, params, is_matrix)
-        )
+        cast = lambda x, is_matrix: x.astype(dtype) if is_matrix else x  # noqa: E731
+        self._cast = jax.jit(lambda params: jax.tree.map(cast, params, self._is_matrix))
+        self._dtype = dtype
 
     def __call__(self, params: nnx.State) -> nnx.State:
         """The process's copy; what has the right layout and type already is not copied."""
-        params = self._cast(params)
+        right = lambda x, is_matrix: x.dtype == self._dtype or not is_matrix  # noqa: E731
+        if not all(jax.tree.leaves(jax.tree.map(right, params, self._is_matrix))):
+            params = self._cast(params)
         if self._everywhere is not None:
             params = jax.tree.map(_own_part, jax.device_put(params, self._everywhere), self._own)
         return jax.device_put(params, self._local)

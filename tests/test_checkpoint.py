@@ -13,14 +13,16 @@ from memocr_jax.rl.update import abstract_optimizer, init_optimizer, make_optimi
 from memocr_jax.sharding import make_mesh
 
 
-def save(directory, small_model, mesh, steps=(1, 2)):
+def save(directory, small_model, mesh, steps=(1, 2), scores=(), keep_best=0):
     _, params = small_model.on(mesh)
     optimizer = make_optimizer(OptimizerConfig())
     opt_state = init_optimizer(optimizer, params, mesh)
     save_config(Config(), directory / "config.yaml")
-    with Checkpoints(directory, keep=2) as checkpoints:
+    with Checkpoints(directory, keep=2, keep_best=keep_best) as checkpoints:
         for step in steps:
-            checkpoints.save(step, params, opt_state, Meta(step, 3 * step, small_model.config.to_dict()))
+            meta = Meta(step, 3 * step, small_model.config.to_dict(), theme_css="h1 { color: red }")
+            items = {"params": params, "opt_state": opt_state}
+            checkpoints.save(meta, items, dict(scores).get(step))
     return params, optimizer, opt_state
 
 
@@ -34,7 +36,8 @@ def test_comes_back_bit_for_bit_on_another_mesh(tmp_path, small_model, tiny_mesh
         restored = checkpoints.restore(
             step, params=abstract_like(target), opt_state=abstract_optimizer(optimizer, target, tiny_mesh)
         )
-    assert (meta.step, meta.updates) == (2, 6)
+    assert (meta.step, meta.updates, meta.theme_css) == (2, 6, "h1 { color: red }")
+    assert checkpoints.has(2, "params") and not checkpoints.has(2, "next_policy")
     require_same_model(meta, small_model.config, tmp_path)
     for name, tree in (("params", params), ("opt_state", opt_state)):
         assert jax.tree.structure(restored[name]) == jax.tree.structure(tree)
@@ -60,6 +63,13 @@ def test_old_checkpoints_go_and_unfinished_ones_are_not_listed(tmp_path, small_m
     with Checkpoints(tmp_path, read_only=True) as checkpoints:
         assert checkpoints.steps() == [2, 3]
         assert checkpoints.latest() == 3
+
+
+def test_the_best_checkpoint_stays_with_the_newest(tmp_path, small_model, tiny_mesh):
+    scores = {1: 0.2, 2: 0.9, 4: 0.5}  # steps 3, 5 and 6 had no validation
+    save(tmp_path, small_model, tiny_mesh, steps=range(1, 7), scores=scores, keep_best=1)
+    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+        assert checkpoints.steps() == [2, 5, 6]
 
 
 def test_mistakes_are_one_clear_line(tmp_path, small_model, tiny_mesh):

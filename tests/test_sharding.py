@@ -6,12 +6,14 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
 from memocr_jax.config import MeshConfig
 from memocr_jax.errors import UserError
-from memocr_jax.sharding import make_mesh, partition_spec
+from memocr_jax.sharding import LocalCopy, local_mesh, make_mesh, own_rows, partition_spec, split_devices
 
 
 def test_logical_axes_become_mesh_axes():
@@ -31,6 +33,39 @@ def test_an_axis_without_a_rule():
 def test_a_mesh_that_is_not_the_devices():
     with pytest.raises(UserError, match="2 x 3 x 1 = 6, but there are 1 devices"):
         make_mesh(MeshConfig(data=2, fsdp=3), jax.devices()[:1])
+
+
+def test_devices_are_shared_or_split_between_sampling_and_training():
+    devices = jax.devices()
+    assert split_devices(0) == (devices, devices)
+    assert split_devices(1) == (devices[:1], devices[1:])
+    with pytest.raises(UserError, match="engine.devices is 4, but a process has 4 devices.*at most 3"):
+        split_devices(4)
+    with pytest.raises(UserError, match="engine.tensor is 3, which does not divide the 4 devices"):
+        local_mesh(devices, 3)
+
+
+def test_a_local_copy_is_whole_but_for_the_tensor_axis(small_model):
+    four = make_mesh(MeshConfig(fsdp=2, tensor=2), jax.devices())
+    assert own_rows(four) == (0, 2)
+    _, params = small_model.on(four)
+    for tensor in (1, 2):
+        mesh = local_mesh(jax.devices(), tensor)
+        copy = LocalCopy(params, four, mesh, jnp.bfloat16)(params)
+        up = copy["language_model"]["layers"]["mlp"]["up_proj"]["weight"].get_value()
+        assert up.dtype == jnp.bfloat16 and up.sharding.num_devices == 4
+        assert up.sharding.shard_shape(up.shape)[1] == up.shape[1] // tensor
+        norm = copy["language_model"]["norm"]["weight"].get_value()
+        assert norm.dtype == jnp.float32
+        for ours, theirs in zip(jax.tree.leaves(copy), jax.tree.leaves(params), strict=True):
+            np.testing.assert_array_equal(np.asarray(ours), np.asarray(theirs).astype(ours.dtype))
+
+
+def test_a_copy_that_is_there_already_is_not_made(small_model, tiny_mesh):
+    _, params = small_model.on(tiny_mesh)
+    copy = LocalCopy(params, tiny_mesh, local_mesh(tiny_mesh.local_devices, 1), jnp.float32)(params)
+    for ours, theirs in zip(jax.tree.leaves(copy), jax.tree.leaves(params), strict=True):
+        assert ours.unsafe_buffer_pointer() == theirs.unsafe_buffer_pointer()
 
 
 ON_EIGHT_DEVICES = """
