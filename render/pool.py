@@ -11,6 +11,7 @@ import threading
 import time
 import weakref
 from collections import deque
+from collections.abc import Sequence
 from concurrent.futures import Future
 
 import numpy as np
@@ -30,6 +31,7 @@ from render.chromium import (
     sweep_profiles,
 )
 from render.errors import RenderError
+from render.glyphs import MOST_CHARACTERS, GlyphProbe
 from render.markdown import shows_text, to_html
 from render.settings import MODES, RenderSettings
 from render.sheet import Drawn, Sheet
@@ -94,6 +96,8 @@ class RenderPool(Renderer):
         self._changed = threading.Condition()
         self._closed = False
         self._browsers: set[Browser] = set()
+        self._system_drawn: dict[str, bool] = {}
+        """Of characters that the shipped fonts lack: whether a font of this machine draws them."""
         self.restarts = 0
         """Browsers that had to be replaced so far."""
         sweep_profiles()
@@ -160,7 +164,7 @@ class RenderPool(Renderer):
     # --- a worker's life ---
 
     def _work(self, browser: Browser | None) -> None:
-        sheet = None
+        sheet = glyphs = None
         failures = drawn = 0
         try:
             while not self._closed:
@@ -170,8 +174,9 @@ class RenderPool(Renderer):
                         browser = self._start()
                     if sheet is None:
                         sheet = Sheet(browser, self.settings)
+                        glyphs = _Glyphs(browser, self._system_drawn)
                     jobs = self._take()
-                    self._draw(sheet, jobs)
+                    self._draw(sheet, glyphs, jobs)
                     failures = 0
                     drawn += len(jobs)
                     if drawn >= RECYCLE_PAGES:
@@ -227,7 +232,7 @@ class RenderPool(Renderer):
                     break
             return jobs
 
-    def _draw(self, sheet: Sheet, jobs: list[_Job]) -> None:
+    def _draw(self, sheet: Sheet, glyphs: _Glyphs, jobs: list[_Job]) -> None:
         drawable = [job for job in jobs if self._prepare(job)]
         while drawable:
             chars = 0
@@ -240,7 +245,7 @@ class RenderPool(Renderer):
             deadline = time.monotonic() + self.settings.timeout_s
             drawn = sheet.draw([job.fragment for job in now], now[0].width_px, deadline)
             for job, page in zip(now, drawn, strict=True):
-                self._deliver(job, page)
+                self._deliver(job, page, glyphs, deadline)
             drawable = drawable[len(now) :]
 
     def _prepare(self, job: _Job) -> bool:
@@ -264,15 +269,14 @@ class RenderPool(Renderer):
             self._finish(job, PageStatus.FAILED, f"{type(error).__name__}: {error}")
         return False
 
-    def _deliver(self, job: _Job, page: Drawn) -> None:
+    def _deliver(self, job: _Job, page: Drawn, glyphs: _Glyphs, deadline: float) -> None:
         notes = []
         status = PageStatus.OK
         if page.zoom < 1:
             notes.append(f"drawn at {page.zoom:.2f} of its size to fit the width")
         if missing := theme.missing_glyphs(job.fragment):
             status = PageStatus.MISSING_GLYPHS
-            shown = ", ".join(f"U+{ord(c):04X}" for c in missing[:8]) + (", ..." if len(missing) > 8 else "")
-            notes.append(f"{len(missing)} characters are not in the shipped fonts: {shown}")
+            notes.append(glyphs.note(missing, deadline))
         if page.cut_height_px or page.cut_width_px:
             status = PageStatus.TRUNCATED
             cuts = {"height": page.cut_height_px, "width": page.cut_width_px}
@@ -318,6 +322,35 @@ class RenderPool(Renderer):
             self._queue.clear()
         for job in waiting:
             self._finish(job, PageStatus.FAILED, f"Chromium does not start: {error}")
+
+
+class _Glyphs:
+    """What becomes of missing characters, for one browser; its page for that opens when first needed."""
+
+    def __init__(self, browser: Browser, known: dict[str, bool]):
+        """`known` is shared by all browsers of a pool: their fonts are the same."""
+        self._browser, self._known = browser, known
+        self._probe: GlyphProbe | None = None
+
+    def note(self, missing: Sequence[str], deadline: float) -> str:
+        """One line on characters that the shipped fonts lack. Raises what `Browser.call` raises."""
+        looked_up = missing[:MOST_CHARACTERS]
+        if new := [c for c in looked_up if c not in self._known]:
+            self._probe = self._probe or GlyphProbe(self._browser, deadline)
+            drawn = self._probe.system_drawn(new, deadline)
+            self._known |= {c: c in drawn for c in new}
+        kinds = {
+            "drawn by a system font": [c for c in looked_up if self._known[c]],
+            "drawn by no font (an empty box)": [c for c in looked_up if not self._known[c]],
+            "not looked up": missing[MOST_CHARACTERS:],
+        }
+        parts = [f"{len(found)} {what} ({_codes(found)})" for what, found in kinds.items() if found]
+        many = "s" * (len(missing) != 1)
+        return f"{len(missing)} character{many} not in the shipped fonts: {', '.join(parts)}"
+
+
+def _codes(characters: Sequence[str]) -> str:
+    return ", ".join(f"U+{ord(c):04X}" for c in characters[:8]) + ", ..." * (len(characters) > 8)
 
 
 def _is_blank(pixels: np.ndarray) -> bool:

@@ -130,26 +130,15 @@ class Sheet:
         self.settings = settings
         self._layer = ""
         try:
-            self._attach({"enableBeginFrameControl": True}, timeout_s)
+            self._session = attach(browser, timeout_s, enableBeginFrameControl=True)
             self._call("HeadlessExperimental.beginFrame", {"noDisplayUpdates": True}, timeout_s)
             self._begin_frame = True
         except ProtocolError:  # full Chromium, where frames come by themselves
-            self._attach({}, timeout_s)
+            self._session = attach(browser, timeout_s)
             self._begin_frame = False
-        self._call("Page.enable", {}, timeout_s)
-        self._call("Emulation.setScriptExecutionDisabled", {"value": True}, timeout_s)
-        self._call("Fetch.enable", {"patterns": [{"urlPattern": "*"}]}, timeout_s)
-        frame = self._call("Page.getFrameTree", {}, timeout_s)["frameTree"]["frame"]["id"]
-        self._call("Page.setDocumentContent", {"frameId": frame, "html": document(settings)}, timeout_s)
+        load(browser, self._session, document(settings), timeout_s)
         self._evaluate(LAYOUT_JS, timeout_s, await_promise=True)
         self._call("LayerTree.enable", {}, timeout_s)
-
-    def _attach(self, options: dict, timeout_s: float) -> None:
-        """Open a page of its own and a session with it."""
-        target = {"url": "about:blank"} | options
-        made = self._browser.call("Target.createTarget", target, "", timeout_s)
-        attach = {"targetId": made["targetId"], "flatten": True}
-        self._session = self._browser.call("Target.attachToTarget", attach, "", timeout_s)["sessionId"]
 
     def draw(self, fragments: Sequence[str], width_px: int, deadline: float) -> list[Drawn]:
         """Draw sanitised HTML fragments, each `width_px` wide at most, until `deadline` (monotonic seconds).
@@ -245,6 +234,22 @@ class Sheet:
 
     def _call(self, method: str, params: dict, timeout_s: float) -> dict:
         return self._browser.call(method, params, self._session, timeout_s)
+
+
+def attach(browser: Browser, timeout_s: float, **options: bool) -> str:
+    """Open a page of its own; the session with it."""
+    made = browser.call("Target.createTarget", {"url": "about:blank"} | options, "", timeout_s)
+    target = {"targetId": made["targetId"], "flatten": True}
+    return browser.call("Target.attachToTarget", target, "", timeout_s)["sessionId"]
+
+
+def load(browser: Browser, session: str, html: str, timeout_s: float) -> None:
+    """Make `html` the document of a page, with scripts off and every request intercepted."""
+    browser.call("Page.enable", {}, session, timeout_s)
+    browser.call("Emulation.setScriptExecutionDisabled", {"value": True}, session, timeout_s)
+    browser.call("Fetch.enable", {"patterns": [{"urlPattern": "*"}]}, session, timeout_s)
+    frame = browser.call("Page.getFrameTree", {}, session, timeout_s)["frameTree"]["frame"]["id"]
+    browser.call("Page.setDocumentContent", {"frameId": frame, "html": html}, session, timeout_s)
 
 
 def _left(deadline: float) -> float:

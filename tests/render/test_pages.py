@@ -213,6 +213,52 @@ def test_fonts_are_the_shipped_ones_whatever_the_system_has(pool, tmp_path, monk
     np.testing.assert_array_equal(page.pixels, pool.render([MEMORY])[0].pixels)
 
 
+def one_glyph_font(path, character):
+    """A font file that has one character, a black square."""
+    from fontTools.fontBuilder import FontBuilder
+    from fontTools.pens.ttGlyphPen import TTGlyphPen
+
+    pen = TTGlyphPen(None)
+    pen.moveTo((0, 0))
+    for point in ((0, 700), (700, 700), (700, 0)):
+        pen.lineTo(point)
+    pen.closePath()
+    font = FontBuilder(1000, isTTF=True)
+    font.setupGlyphOrder([".notdef", "square"])
+    font.setupCharacterMap({ord(character): "square"})
+    font.setupGlyf({".notdef": TTGlyphPen(None).glyph(), "square": pen.glyph()})
+    font.setupHorizontalMetrics({".notdef": (500, 0), "square": (800, 0)})
+    font.setupHorizontalHeader(ascent=800, descent=-200)
+    font.setupNameTable({"familyName": "OneGlyph", "styleName": "Regular"})
+    font.setupOS2(sTypoAscender=800, sTypoDescender=-200, usWinAscent=800, usWinDescent=200)
+    font.setupPost()
+    font.save(path)
+
+
+def test_missing_glyphs_say_who_draws_them(tmp_path, monkeypatch):
+    (tmp_path / "fonts").mkdir()
+    one_glyph_font(tmp_path / "fonts" / "one.ttf", "\u4e95")
+    config = tmp_path / "fonts.conf"
+    config.write_text(
+        '<?xml version="1.0"?><!DOCTYPE fontconfig SYSTEM "fonts.dtd"><fontconfig>'
+        f"<dir>{tmp_path / 'fonts'}</dir><cachedir>{tmp_path / 'cache'}</cachedir></fontconfig>"
+    )
+    monkeypatch.setenv("FONTCONFIG_FILE", str(config))
+    many = "".join(map(chr, range(0x5000, 0x5000 + 300)))
+    with RenderPool(RenderSettings(workers=1, cache_mb=0)) as pool:
+        pages = pool.render(["a \u4e95 \u65e5", "b \u4e95", "c \u65e5", "d \u00e9", many, "e \u4e95 \u65e5"])
+    system, none = "drawn by a system font", "drawn by no font (an empty box)"
+    both = f"2 characters not in the shipped fonts: 1 {system} (U+4E95), 1 {none} (U+65E5)"
+    assert [page.detail for page in pages[:4]] == [
+        both,
+        f"1 character not in the shipped fonts: 1 {system} (U+4E95)",
+        f"1 character not in the shipped fonts: 1 {none} (U+65E5)",
+        "",
+    ]
+    assert pages[5].detail == both and pages[3].status is PageStatus.OK
+    assert f"256 {none} (U+5000, " in pages[4].detail and "44 not looked up (U+5100, " in pages[4].detail
+
+
 def test_themes_and_html_mode(pool, tmp_path):
     small_settings = RenderSettings(workers=1, cache_mb=0, theme="small", width_px=168, margin_px=4)
     with RenderPool(small_settings) as small:
