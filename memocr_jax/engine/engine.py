@@ -28,6 +28,9 @@ from memocr_jax.types import Completion, Stop
 Watch = Callable[[int, int, np.ndarray], bool]
 """(index of the group, sibling, tokens so far) -> whether to go on."""
 
+Finished = Callable[[int, list[Completion]], None]
+"""Told (index of the group, its completions)."""
+
 
 class Engine:
     """Samples completions for groups of prompts on one mesh.
@@ -145,6 +148,7 @@ class Engine:
         progress: Callable[[int, int], None] = lambda done, total: None,
         watch: Watch | None = None,
         more: Callable[[], Sequence[PromptGroup]] | None = None,
+        finished: Finished | None = None,
     ) -> list[list[Completion]]:
         """Complete every sibling of every group, in order.
 
@@ -157,11 +161,13 @@ class Engine:
             progress: is told groups done and in all.
             watch: is asked every few tokens, for every row that goes on; False ends the row as it is.
             more: is asked every few tokens for groups that have come in since; they count on from `groups`.
+                With it, pools are made for engine.groups of up to `max_new_tokens`, whatever comes first.
+            finished: is given each group's completions as soon as it is done; then nothing is returned.
 
         Raises:
             UserError: a group without siblings or own tokens, or one that does not fit into engine.cache_gib.
         """
-        asked: list[_Asked] = []
+        asked: list[_Asked | None] = []
         queues: dict[Kind, collections.deque[_Asked]] = {}
         features = _FeatureStore()
 
@@ -177,7 +183,8 @@ class Engine:
                 )
                 for i, group in enumerate(new)
             ]
-            for kind, queue in self._sort(items, list(queues)).items():
+            open_ended = max_new_tokens if more is not None else 0
+            for kind, queue in self._sort(items, list(queues), open_ended).items():
                 queues.setdefault(kind, collections.deque()).extend(queue)
             asked.extend(items)
             for item in items:
@@ -186,11 +193,14 @@ class Engine:
         add(groups)
         done = 0
 
-        def finished(item: _Asked) -> None:
+        def complete(item: _Asked) -> None:
             nonlocal done
             done += 1
             self.sampled_tokens += sum(len(c.tokens) for c in item.completions)
             progress(done, len(asked))
+            if finished is not None:
+                asked[item.index] = None  # a call without an end must not keep what is done
+                finished(item.index, item.completions)
 
         def ask(kind: Kind) -> bool:
             """Take in what has come; False when another kind's turn has come."""
@@ -207,8 +217,8 @@ class Engine:
                 # The kind that has waited longest goes first; one after the other shares the memory.
                 kind = min(waiting, key=lambda kind: queues[kind][0].index)
                 run = _Run(self, params, weights, kind, features)
-                run.work(queues[kind], functools.partial(ask, kind), finished, watch)
-        return [item.completions for item in asked]
+                run.work(queues[kind], functools.partial(ask, kind), complete, watch)
+        return [item.completions for item in asked if item is not None]
 
     def _plan(self, limits: PromptLimits) -> tuple[Kind, Fit]:
         text = self.model_config.text
@@ -217,8 +227,13 @@ class Engine:
         slot = 2 * text.num_hidden_layers * heads * text.head_dim * jnp.dtype(self._dtype).itemsize
         return plan(limits, self.model_config, self.config, batch_shards(self.mesh), slot / shared)
 
-    def _sort(self, items: Sequence[_Asked], known: Sequence[Kind]) -> dict[Kind, list[_Asked]]:
-        """The kind of every group: one that was warmed up or is in use, or a new one of padded sizes."""
+    def _sort(
+        self, items: Sequence[_Asked], known: Sequence[Kind], open_ended: int
+    ) -> dict[Kind, list[_Asked]]:
+        """The kind of every group: one that was warmed up or is in use, or a new one of padded sizes.
+
+        `open_ended`: the most new tokens of groups that may follow; 0 when these are all.
+        """
         kinds: dict[Kind, list[_Asked]] = {}
         strangers: dict[tuple[int, ...], list[_Asked]] = {}
         for item in items:
@@ -240,10 +255,10 @@ class Engine:
                 siblings,
                 bucket(max(len(item.group.prefix) for item in same), multiple),
                 bucket(max(len(s) for item in same for s in item.group.suffixes), max(1, multiple // 4)),
-                max(item.max_new_tokens for item in same),
+                max(open_ended, *(item.max_new_tokens for item in same)),
                 windows,
                 images,
-                bucket(len(same)),
+                0 if open_ended else bucket(len(same)),
             )
             kinds.setdefault(self._plan(limits)[0], []).extend(same)
         # Similar lengths are prefilled together, so that padding is small.
