@@ -173,6 +173,7 @@ class _TrajectoryWriter:
             "example_id": example.example_id,
             "question": example.question,
             "answers": list(example.answers),
+            "evidence": list(example.evidence),
             "document_tokens": example.document_tokens,
             "n_chunks": len(example.chunks),
             "kind": str(turn.kind),

@@ -2,51 +2,18 @@
 
 import dataclasses
 import json
-import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
 from PIL import Image
 
-ROOT = Path(__file__).resolve().parents[1]
-
-# Small enough for a test, and otherwise the main job: 2 questions x 2 memories over 2 chunks.
-QUICK = {
-    "data": {
-        "synthetic": {"questions": 8, "facts": 3, "distractors": 2, "filler": 0, "chunks": 2},
-        "chunk_tokens": 96,
-    },
-    "agent": {"draft_max_new_tokens": 24, "read_max_new_tokens": 8},
-    "rl": {"group_size": 2, "questions_per_step": 2, "minibatch_questions": 2},
-    "train": {"steps": 3, "micro_batch_rows": 2, "length_multiple": 512},
-    "engine": {"groups": 8, "length_multiple": 512},
-    "checkpoint": {"every_steps": 1, "keep": 5},
-    "eval": {"budgets": [64, 4], "questions": 3},
-}
-
-
-def write_config(path, **changes):
-    tree = yaml.safe_load((ROOT / "configs/tiny.yaml").read_text())
-    tree["model"]["path"] = str(ROOT / "configs/models/tiny")
-    for part in (QUICK, changes):
-        merge(tree, part)
-    path.write_text(yaml.safe_dump(tree))
-    return path
-
-
-def merge(tree, changes):
-    for key, value in changes.items():
-        if isinstance(value, dict):
-            merge(tree.setdefault(key, {}), value)
-        else:
-            tree[key] = value
+from tests.runs import ROOT, environment, metrics_of, params_of, write_config
 
 
 @pytest.fixture(scope="module")
@@ -54,24 +21,15 @@ def workplace(tmp_path_factory):
     """A directory to run commands in; compiled programs are shared between them."""
     folder = tmp_path_factory.mktemp("runs")
     write_config(folder / "quick.yaml")
-    environment = {
-        **os.environ,
-        "XLA_FLAGS": "--xla_backend_optimization_level=0",
-        "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
-        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-        "COLUMNS": "200",
-    }
-    return folder, environment
+    return folder, environment(folder)
 
 
 def command(workplace, module, *arguments, **options):
-    folder, environment = workplace
-    environment = {**environment, **options}
+    folder, variables = workplace
     return subprocess.run(
         [sys.executable, "-m", f"memocr_jax.{module}", *map(str, arguments)],
         cwd=folder,
-        env=environment,
+        env={**variables, **options},
         capture_output=True,
         text=True,
         timeout=280,
@@ -85,28 +43,6 @@ def finished(workplace):
     done = command(workplace, "train", "--config", "quick.yaml", "--run.dir", "whole")
     assert done.returncode == 0, done.stdout + done.stderr
     return folder / "whole", done.stdout
-
-
-def metrics_of(run_dir):
-    """metrics.jsonl without what depends on the clock."""
-    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if not k.startswith("time/")} for line in lines]
-
-
-def params_of(run_dir):
-    import jax
-
-    from memocr_jax.checkpoint import abstract_like, open_checkpoint
-    from memocr_jax.config import MeshConfig
-    from memocr_jax.models.config import Qwen25VLConfig
-    from memocr_jax.models.qwen25_vl import abstract_model
-    from memocr_jax.sharding import make_mesh, param_shardings
-
-    with open_checkpoint(run_dir) as (checkpoints, step):
-        _, abstract = abstract_model(Qwen25VLConfig.from_dict(checkpoints.meta(step).model))
-        mesh = make_mesh(MeshConfig(), jax.devices()[:1])
-        target = abstract_like(abstract, param_shardings(abstract, mesh))
-        return [np.asarray(x) for x in jax.tree.leaves(checkpoints.restore(step, params=target)["params"])]
 
 
 def test_what_a_run_leaves_behind(finished):

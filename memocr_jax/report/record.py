@@ -83,7 +83,13 @@ def read_run(run_dir: Path) -> RunRecord:
     lines, skipped = read_json_lines(run_dir / "metrics.jsonl")
     if skipped:
         notes.append(f"metrics.jsonl: {skipped} unreadable line{'s' if skipped > 1 else ''} left out")
+    times, skipped = read_json_lines(run_dir / "timing.jsonl")
+    if skipped:
+        notes.append(f"timing.jsonl: {skipped} unreadable line{'s' if skipped > 1 else ''} left out")
     by_step = {step: line for line in lines if (step := whole(line.get("step"))) is not None}
+    for line in times:
+        if (step := whole(line.get("step"))) in by_step:
+            by_step[step] = {**line, **by_step[step]}
     turn_files = {}
     for path in sorted((run_dir / "trajectories").glob("step_*.jsonl")):
         digits = path.stem.removeprefix("step_")

@@ -21,7 +21,9 @@ def exchange(monkeypatch, packing, everyone):
     monkeypatch.setattr(module.jax, "process_count", lambda: len(everyone))
     for process, minibatches in enumerate(everyone):
         monkeypatch.setattr(module, "own_rows", lambda mesh, p=process: (2 * p, 2))
-        monkeypatch.setattr(module, "gather", lambda mine: sent.append(json.loads(json.dumps(mine))) or [mine])
+        monkeypatch.setattr(
+            module, "gather", lambda mine: sent.append(json.loads(json.dumps(mine))) or [mine]
+        )
         agree(minibatches, packing, None)
     results = []
     for process, minibatches in enumerate(everyone):
