@@ -121,7 +121,7 @@ def evaluate(
     with joined(config.processes):
         import jax
 
-        weights = _Weights(config, checkpoint, step)
+        weights = Weights(config, checkpoint, step)
         config = weights.config
         system = build_system(config)
         weights.require_same_model(system)
@@ -195,7 +195,7 @@ class _Work:
 
 
 def _finish(
-    directory: Path, config: Config, sets: list[_Set], journal: Any, weights: _Weights, console: Any
+    directory: Path, config: Config, sets: list[_Set], journal: Any, weights: Weights, console: Any
 ) -> dict[str, Any]:
     """Write results, summary, tables, plots and report, and print the table."""
     from memocr_jax.evaluation.journal import write_results
@@ -237,7 +237,7 @@ def _finish(
     return summary
 
 
-class _Weights:
+class Weights:
     """Which weights are evaluated: a checkpoint's, or those that the configuration names."""
 
     def __init__(self, config: Config, checkpoint: str | None, step: int | None):

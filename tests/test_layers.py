@@ -42,7 +42,7 @@ ROOMS = [
     (5, "report", ("report", "report.*")),
     (5.5, "sft", ("sft", "sft.*")),
     # Answers by every method, and what is made of them; training validates with it.
-    (6, "evaluation", ("evaluation", "evaluation.*")),
+    (6, "evaluation", ("evaluation", "evaluation.*", "analysis", "analysis.*")),
 ]
 COMMANDS = (7, "commands")
 

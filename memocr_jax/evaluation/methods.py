@@ -48,7 +48,7 @@ class Answer:
     """What was answered to one question by one method at one budget."""
 
     sample: int
-    method: Method
+    method: Method | str
     budget: int | None
     """Visual tokens, or tokens of a text memory; None for raw history."""
     status: str
@@ -175,6 +175,33 @@ def answer_questions(
     ]
 
 
+def answer_pages(
+    agent: Agent,
+    params: nnx.State,
+    examples: Sequence[QaExample],
+    memories: Sequence[str],
+    settings: EvalConfig,
+    method: str,
+) -> list[Answered]:
+    """Draw given memories, one for each example, and read their pages at every budget.
+
+    `method` names them in the results; nothing is drafted, and there is one sample.
+    """
+    sampling = SamplingConfig(temperature=settings.temperature, top_p=settings.top_p)
+    drawn = agent.render_memories([Memory(q, 0, text, ()) for q, text in enumerate(memories)])
+    reads = [_page_reads(m, examples[m.q], method, settings.budgets) for m in drawn]
+    texts = _read_pages(agent, params, examples, [read for some in reads for read in some], sampling)
+    return [
+        Answered(
+            examples[memory.q],
+            tuple(dataclasses.replace(read.blank, text=texts.get(read.same)) for read in some),
+            (memory.text,),
+            {memory.page.content_hash: memory.page},
+        )
+        for memory, some in zip(drawn, reads, strict=True)
+    ]
+
+
 _Same = tuple[int, int, str]
 
 
@@ -196,7 +223,7 @@ class _Read:
         return self.q, self.blank.sample, self.stream
 
 
-def _page_reads(memory: Memory, example: QaExample, method: Method, budgets: Sequence[int]) -> list[_Read]:
+def _page_reads(memory: Memory, example: QaExample, method: str, budgets: Sequence[int]) -> list[_Read]:
     page = memory.page
     blank = functools.partial(Answer, memory.g, method, status=str(page.status), page_hash=page.content_hash)
     if not memory.readable:

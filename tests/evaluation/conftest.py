@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from concurrent.futures import Future
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,9 +13,13 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFont
 
-from memocr_jax.config import EvalConfig
+from memocr_jax.config import AgentConfig, EvalConfig
 from memocr_jax.evaluation.journal import Journal, write_pages, write_results
 from memocr_jax.evaluation.outputs import write_outputs
+from memocr_jax.metrics import Stopwatch
+from memocr_jax.rl.rollout import Agent
+from memocr_jax.tokenizer import load_tokenizer
+from memocr_jax.types import Completion, QaExample, Stop
 from render.types import MemoryPage, PageStatus
 from render.views import fit, image_tokens
 
@@ -181,3 +186,76 @@ def result(**changes: Any) -> dict[str, Any]:
         "page_hash": "h",
         **changes,
     }
+
+
+class Engine:
+    """Drafts a memory that names its sample; reads say how many tokens the prompt and the image have."""
+
+    def __init__(self, tokenizer, memory):
+        self.tokenizer, self.memory, self.calls = tokenizer, memory, []
+        self.config = SimpleNamespace(groups=4)
+        self.model_config = SimpleNamespace(text=SimpleNamespace(max_position_embeddings=6000))
+
+    def generate(self, params, groups, max_new_tokens, sampling, progress=lambda done, total: None, **_):
+        self.calls.append((groups, sampling))
+        return [[self.complete(group, k) for k in range(len(group.suffixes))] for group in groups]
+
+    def complete(self, group, k):
+        if self.is_draft(group):
+            text = self.memory(k)
+        else:
+            pixels = "-" if group.image is None else "x".join(map(str, group.image.shape[:2]))
+            text = f"\\boxed{{{len(group.prefix)} {pixels} {group.keys[k][0]}}}"
+        tokens = np.array(self.tokenizer.encode(text), np.int32)
+        return Completion(tokens, np.zeros(len(tokens), np.float32), Stop.EOS)
+
+    def is_draft(self, group):
+        return "Memory so far" in self.tokenizer.decode(group.prefix)
+
+    def drafts(self):
+        return [group for groups, _ in self.calls for group in groups if self.is_draft(group)]
+
+    def reads(self):
+        return [group for groups, _ in self.calls for group in groups if not self.is_draft(group)]
+
+
+class Renderer:
+    """A page of 280 x 140 px (50 tokens), or none for a memory that says so."""
+
+    def __init__(self):
+        self.seen = []
+
+    def submit(self, memory, mode=None):
+        self.seen.append((memory, mode))
+        future = Future()
+        if "unreadable" in memory:
+            future.set_result(MemoryPage(None, PageStatus.TIMEOUT, "", f"none{len(memory)}"))
+        else:
+            pixels = np.full((140, 280, 3), len(memory) % 255, np.uint8)
+            future.set_result(MemoryPage(pixels, PageStatus.OK, "", f"page{len(memory)}-{mode}"))
+        return future
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    return load_tokenizer()
+
+
+@pytest.fixture
+def agent(tokenizer):
+    def make(memory=lambda k: f"# Heading {k}\n\nbody text of sample {k} " + "word " * 40):
+        engine = Engine(tokenizer, memory)
+        return Agent(engine, tokenizer, Renderer(), AgentConfig(), 3, Stopwatch())
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def examples():
+    return make_examples
+
+
+def make_examples(tokenizer, count=3, words=200, **changes):
+    chunk = np.array(tokenizer.encode("the quick fox " * words), np.int32)
+    made = [QaExample(f"q{i}", f"What is {i}?", (chunk, chunk), (f"gold {i}",)) for i in range(count)]
+    return [dataclasses.replace(example, **changes) for example in made]

@@ -5,15 +5,12 @@ The engine writes down what it is asked and answers with what it saw; the render
 
 from __future__ import annotations
 
-import dataclasses
 import re
-from concurrent.futures import Future
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from memocr_jax.config import AgentConfig, EvalConfig
+from memocr_jax.config import EvalConfig
 from memocr_jax.evaluation.methods import (
     KEYS,
     answer_questions,
@@ -22,89 +19,17 @@ from memocr_jax.evaluation.methods import (
     flat_html,
     longest_document,
 )
-from memocr_jax.metrics import Stopwatch
-from memocr_jax.rl.rollout import Agent
-from memocr_jax.tokenizer import load_tokenizer
-from memocr_jax.types import Completion, QaExample, Stop
+from memocr_jax.types import Completion, Stop
 from render.markdown import to_html
-from render.types import MemoryPage, PageStatus
 
 METHODS = ("visual memory", "visual without layout", "text memory", "raw history")
-
-
-class Engine:
-    """Drafts a memory that names its sample; reads say how many tokens the prompt and the image have."""
-
-    def __init__(self, tokenizer, memory):
-        self.tokenizer, self.memory, self.calls = tokenizer, memory, []
-        self.config = SimpleNamespace(groups=4)
-        self.model_config = SimpleNamespace(text=SimpleNamespace(max_position_embeddings=6000))
-
-    def generate(self, params, groups, max_new_tokens, sampling, progress=lambda done, total: None, **_):
-        self.calls.append((groups, sampling))
-        return [[self.complete(group, k) for k in range(len(group.suffixes))] for group in groups]
-
-    def complete(self, group, k):
-        if self.is_draft(group):
-            text = self.memory(k)
-        else:
-            pixels = "-" if group.image is None else "x".join(map(str, group.image.shape[:2]))
-            text = f"\\boxed{{{len(group.prefix)} {pixels} {group.keys[k][0]}}}"
-        tokens = np.array(self.tokenizer.encode(text), np.int32)
-        return Completion(tokens, np.zeros(len(tokens), np.float32), Stop.EOS)
-
-    def is_draft(self, group):
-        return "Memory so far" in self.tokenizer.decode(group.prefix)
-
-    def drafts(self):
-        return [group for groups, _ in self.calls for group in groups if self.is_draft(group)]
-
-    def reads(self):
-        return [group for groups, _ in self.calls for group in groups if not self.is_draft(group)]
-
-
-class Renderer:
-    """A page of 280 x 140 px (50 tokens), or none for a memory that says so."""
-
-    def __init__(self):
-        self.seen = []
-
-    def submit(self, memory, mode=None):
-        self.seen.append((memory, mode))
-        future = Future()
-        if "unreadable" in memory:
-            future.set_result(MemoryPage(None, PageStatus.TIMEOUT, "", f"none{len(memory)}"))
-        else:
-            pixels = np.full((140, 280, 3), len(memory) % 255, np.uint8)
-            future.set_result(MemoryPage(pixels, PageStatus.OK, "", f"page{len(memory)}-{mode}"))
-        return future
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return load_tokenizer()
-
-
-@pytest.fixture
-def agent(tokenizer):
-    def make(memory=lambda k: f"# Heading {k}\n\nbody text of sample {k} " + "word " * 40):
-        engine = Engine(tokenizer, memory)
-        return Agent(engine, tokenizer, Renderer(), AgentConfig(), 3, Stopwatch())
-
-    return make
-
-
-def examples(tokenizer, count=3, words=200, **changes):
-    chunk = np.array(tokenizer.encode("the quick fox " * words), np.int32)
-    made = [QaExample(f"q{i}", f"What is {i}?", (chunk, chunk), (f"gold {i}",)) for i in range(count)]
-    return [dataclasses.replace(example, **changes) for example in made]
 
 
 def settings(**changes):
     return EvalConfig(**{"methods": METHODS, "budgets": (64, 50, 8), "samples": 2, **changes})
 
 
-def test_one_draft_serves_every_method_and_budget(agent, tokenizer):
+def test_one_draft_serves_every_method_and_budget(agent, tokenizer, examples):
     one = agent()
     results = evaluate_examples(one, None, examples(tokenizer), settings(), "nq", "10k")
     # 3 questions x 2 chunks, whatever methods and budgets there are.
@@ -121,7 +46,7 @@ def test_one_draft_serves_every_method_and_budget(agent, tokenizer):
         assert (r["budget"] is None) == (r["method"] == "raw history")
 
 
-def test_what_looks_the_same_is_read_once(agent, tokenizer):
+def test_what_looks_the_same_is_read_once(agent, tokenizer, examples):
     # A page of 50 tokens is the same at 64 and at 50.
     one = agent()
     results = evaluate_examples(one, None, examples(tokenizer, 1), settings(methods=METHODS[:1]))
@@ -131,7 +56,7 @@ def test_what_looks_the_same_is_read_once(agent, tokenizer):
     assert [r["image_tokens"] for r in results[:3]] == [50, 50, 8]
 
 
-def test_an_answer_does_not_depend_on_what_else_is_evaluated(agent, tokenizer):
+def test_an_answer_does_not_depend_on_what_else_is_evaluated(agent, tokenizer, examples):
     whole = evaluate_examples(agent(), None, examples(tokenizer), settings())
     for changes in (
         {"budgets": (8,)},
@@ -148,7 +73,7 @@ def test_an_answer_does_not_depend_on_what_else_is_evaluated(agent, tokenizer):
     assert len(seeds) == 6, "samples and questions draw differently"
 
 
-def test_text_memory_is_cut_to_its_budget(agent, tokenizer):
+def test_text_memory_is_cut_to_its_budget(agent, tokenizer, examples):
     one = agent()
     (answered,) = answer_questions(
         one, None, examples(tokenizer, 1), settings(methods=METHODS[2:3], samples=1, budgets=(200, 50, 8))
@@ -172,7 +97,7 @@ def test_the_first_tokens_are_never_more_and_end_with_a_whole_character(tokenize
     assert first_tokens(tokenizer, text, 1000) == text
 
 
-def test_raw_history_has_the_whole_document_once_for_all_samples(agent, tokenizer):
+def test_raw_history_has_the_whole_document_once_for_all_samples(agent, tokenizer, examples):
     one = agent()
     made = examples(tokenizer, 3)
     results = answer_questions(one, None, made, settings(methods=METHODS[3:]))
@@ -187,7 +112,7 @@ def test_raw_history_has_the_whole_document_once_for_all_samples(agent, tokenize
     assert [a.text.split()[-1] for a in results[0].answers] != ["", ""]
 
 
-def test_a_document_that_is_too_long_loses_its_middle(agent, tokenizer):
+def test_a_document_that_is_too_long_loses_its_middle(agent, tokenizer, examples):
     one = agent()
     made = examples(tokenizer, 1, words=700)
     document = np.concatenate(made[0].chunks)
@@ -208,7 +133,7 @@ def test_a_document_that_is_too_long_loses_its_middle(agent, tokenizer):
     assert shorter.answers[0].shown_tokens == 99
 
 
-def test_documents_share_a_call_only_as_far_as_they_fit(agent, tokenizer, monkeypatch):
+def test_documents_share_a_call_only_as_far_as_they_fit(agent, tokenizer, monkeypatch, examples):
     one = agent()
     tokens = 2 * len(examples(tokenizer)[0].chunks[0])
     monkeypatch.setattr("memocr_jax.evaluation.methods.DOCUMENT_TOKENS", 2 * tokens + 1)
@@ -216,7 +141,7 @@ def test_documents_share_a_call_only_as_far_as_they_fit(agent, tokenizer, monkey
     assert sorted(len(groups) for groups, _ in one.engine.calls) == [1, 2, 2]
 
 
-def test_what_cannot_be_read_is_wrong_and_says_why(agent, tokenizer):
+def test_what_cannot_be_read_is_wrong_and_says_why(agent, tokenizer, examples):
     one = agent(lambda k: "unreadable" if k == 0 else "fine")
     results = evaluate_examples(one, None, examples(tokenizer, 1), settings(methods=METHODS[:2]))
     for r in results:
@@ -230,7 +155,7 @@ def test_what_cannot_be_read_is_wrong_and_says_why(agent, tokenizer):
     assert {(r["status"], r["prediction"]) for r in blank} == {("EMPTY", None)}
 
 
-def test_scores_and_questions_without_an_answer(agent, tokenizer):
+def test_scores_and_questions_without_an_answer(agent, tokenizer, examples):
     one = agent()
     one.engine.complete = lambda group, k: Completion(
         np.array(tokenizer.encode("I see \\boxed{The Gold 1}"), np.int32), np.zeros(1, np.float32), Stop.EOS
@@ -241,7 +166,7 @@ def test_scores_and_questions_without_an_answer(agent, tokenizer):
     assert {(r["status"], r["em"], r["prediction"]) for r in none} == {("NO_ANSWER", 0.0, "The Gold 1")}
 
 
-def test_greedy_and_sampling_reach_the_engine(agent, tokenizer):
+def test_greedy_and_sampling_reach_the_engine(agent, tokenizer, examples):
     one = agent()
     evaluate_examples(one, None, examples(tokenizer, 1), settings(temperature=0.0, samples=1))
     assert {sampling.temperature for _, sampling in one.engine.calls} == {0.0}
