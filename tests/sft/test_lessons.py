@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import itertools
 from concurrent.futures import Future
 
 import numpy as np
@@ -125,7 +126,7 @@ def test_no_fact_of_the_evaluation_is_taught():
         ]
         for text in texts:
             words = text.replace("#", " ").replace(".", " ").split()
-            stated |= set(zip(words, words[1:], strict=False))
+            stated |= set(itertools.pairwise(words))
     data = dataclasses.replace(CONFIG.data, validation_questions=300)
     held_out = set()
     for split in ("validation", "test"):
@@ -161,7 +162,6 @@ def test_lessons_are_functions_of_seed_split_and_number():
 
 
 def test_memory_text():
-    [taught] = make("draft", 1)[0]
     facts = lessons()._document(2, np.random.default_rng(0)).facts
     a, b = (" ".join((f.person, f.value)) for f in facts)
     assert memory_text(facts, [1]) == f" {a}\n\n# {b}"
