@@ -240,7 +240,7 @@ def batch_shards(mesh: Mesh) -> int:
 
 
 def cache_sharding(mesh: Mesh, kv_heads: int, *, stacked: bool) -> NamedSharding:
-    """Of keys and values in a decoding cache, [rows, kv_heads, ...] (after a leading `layers` if `stacked`)."""
+    """Of keys and values in a decoding cache: [rows, kv_heads, ...], after `layers` if `stacked`."""
     heads = RULES["kv_heads"]
     heads = heads if kv_heads % mesh.shape[heads] == 0 else None
     return NamedSharding(mesh, PartitionSpec(*([None] if stacked else []), BATCH, heads))
@@ -249,3 +249,22 @@ def cache_sharding(mesh: Mesh, kv_heads: int, *, stacked: bool) -> NamedSharding
 def tensor_shards(mesh: Mesh) -> int:
     """Devices that share one layer's heads and channels."""
     return mesh.shape["tensor"]
+
+
+def per_device(function: Any, mesh: Mesh | None, rows: int, kv_heads: int) -> Any:
+    """`function(q, k, v, segments)` of [rows, length, heads, dim] arrays on every device for itself.
+
+    For kernels that the compiler cannot split. Rows and heads that do not divide stay whole.
+    """
+    if mesh is None:
+        return function
+    batch = BATCH if rows % batch_shards(mesh) == 0 else None
+    heads = RULES["kv_heads"] if kv_heads % mesh.shape[RULES["kv_heads"]] == 0 else None
+    by_head = PartitionSpec(batch, None, heads, None)
+    return jax.shard_map(
+        function,
+        mesh=mesh,
+        in_specs=(by_head, by_head, by_head, PartitionSpec(batch, None)),
+        out_specs=by_head,
+        check_vma=False,
+    )

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int32, UInt32
 
+from memocr_jax.models.attention import Layout
 from memocr_jax.models.cache import DecodeCache, split_packed
 from memocr_jax.sampling import RowSampling, sample_tokens
 from memocr_jax.types import VisionBatch
@@ -144,7 +145,11 @@ def prefill(
         jnp.stack(features) if features else None,
     )
     hidden, (k, v) = model.hidden(
-        embeds, prompts.mrope_pos.transpose(1, 0, 2), prompts.segments, return_kv=True
+        embeds,
+        prompts.mrope_pos.transpose(1, 0, 2),
+        prompts.segments,
+        return_kv=True,
+        layout=Layout(prefix_slots, siblings, suffix_slots),
     )
     ends = prefix_slots + jnp.arange(siblings) * suffix_slots + jnp.maximum(prompts.suffix_len, 1) - 1
     logits = model.head(jnp.take_along_axis(hidden, ends[:, :, None], axis=1))

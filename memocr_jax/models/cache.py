@@ -1,4 +1,4 @@
-"""The key/value cache of decoding: groups with a shared prefix, and rows (siblings) with their own suffixes."""
+"""The key/value cache of decoding: groups with a shared prefix, rows (siblings) with their own suffixes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32
 
 Layers = Any
-"""One array of all layers with a leading axis `layers`, or a tuple with one array per layer (see `per_layer`)."""
+"""One array of all layers with a leading axis `layers`, or a tuple of one array per layer (`per_layer`)."""
 
 
 class DecodeCache(NamedTuple):

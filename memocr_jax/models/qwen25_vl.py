@@ -10,7 +10,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int32
 
-from memocr_jax.models.attention import Implementation
+from memocr_jax.models.attention import Implementation, Layout
 from memocr_jax.models.cache import DecodeCache
 from memocr_jax.models.config import Qwen25VLConfig
 from memocr_jax.models.layers import Linear, Maker, Remat, matmul_t, unstack
@@ -77,14 +77,16 @@ class Qwen25VL(nnx.Module):
         mrope_pos: Int32[Array, "3 B L"],
         segments: Int32[Array, "B L"],
         return_kv: bool = False,
+        layout: Layout | None = None,
     ) -> Any:
         """Hidden states [B, L, D] after the final norm, of packed rows [prefix | siblings].
 
         Query i sees key j iff j <= i and segments[j] is 0 (the prefix) or segments[i]; -1 is padding.
-        With `return_kv` also (k, v), each [layers, B, L, kv_heads, dim], keys rotated.
+        With `return_kv` also (k, v), each [layers, B, L, kv_heads, dim], keys rotated. `layout` says where
+        the parts of all rows are, if that is known: then less is computed, by the model's `attention`.
         """
         keep = (lambda x, k, v: (k, v)) if return_kv else (lambda x, k, v: None)
-        x, kv = self.language_model(embeds, mrope_pos, segments, keep)
+        x, kv = self.language_model(embeds, mrope_pos, segments, keep, layout)
         return (x, kv) if return_kv else x
 
     def head(self, hidden: Float[Array, "*shape D"]) -> Float[Array, "*shape V"]:

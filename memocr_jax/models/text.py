@@ -89,6 +89,7 @@ class TextModel(nnx.Module):
         mrope_pos: Int32[Array, "3 B L"],
         segments: Int32[Array, "B L"],
         keep: Callable[[Array, Array, Array], Any] = lambda x, k, v: None,
+        layout: attention.Layout | None = None,
     ) -> tuple[Float[Array, "B L D"], Any]:
         """Final hidden states of packed rows (see `attention.packed`), and what `keep` makes of every
         layer's output [B, L, D], keys and values [B, L, kv_heads, dim], stacked over layers."""
@@ -96,7 +97,15 @@ class TextModel(nnx.Module):
 
         def step(layer, x, _):
             def attend(q, k, v):
-                heads = attention.packed(q, k, v, segments, implementation=self.implementation)
+                heads = attention.packed(
+                    q,
+                    k,
+                    v,
+                    segments,
+                    layout=layout,
+                    implementation=self.implementation,
+                    mesh=self.mesh,
+                )
                 return heads, (k, v)
 
             x, (k, v) = layer(x, sincos, attend)
@@ -115,8 +124,8 @@ class TextModel(nnx.Module):
     ) -> tuple[Float[Array, "R D"], DecodeCache]:
         """Final hidden states of one new token per row, and the cache with its keys and values.
 
-        `layers` are those of `Qwen25VL.decoding_copy`, made before the loop over tokens; the cache's fields may
-        then be tuples with one array per layer.
+        `layers` are those of `Qwen25VL.decoding_copy`, made before the loop over tokens; the cache's fields
+        may then be tuples with one array per layer.
         """
         sincos = sin_cos(mrope_angles(mrope_pos, self.config))
         rows = jnp.arange(cache.suffix_len.shape[0])

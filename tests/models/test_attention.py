@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from memocr_jax.errors import UserError
 from memocr_jax.models import attention
 
 HEADS, KV_HEADS, DIM = 6, 2, 8
@@ -111,7 +114,110 @@ def test_decoding_over_two_caches_is_attention_over_both(prefix):
         np.testing.assert_allclose(out[row], dense(q[None, row : row + 1], k, v, mask)[0, 0], atol=1e-5)
 
 
-def test_unknown_implementation():
+LAYOUT = attention.Layout(prefix=7, siblings=3, own=5)
+
+
+def layout_rows():
+    """Two rows: siblings of different lengths and one that is not there; a prefix shorter than its slots."""
+    segments = np.full((2, 22), -1)
+    for row, (prefix, own) in enumerate([(7, (5, 2, 0)), (4, (1, 5, 3))]):
+        segments[row, :prefix] = 0
+        for k, length in enumerate(own):
+            start = 7 + 5 * k
+            segments[row, start : start + length] = k + 1
+    return segments
+
+
+@pytest.fixture
+def small_chunks(monkeypatch):
+    """Several chunks of queries, the last of them padded."""
+    monkeypatch.setattr(attention, "default_query_chunk", lambda length: 4)
+
+
+def outputs_and_gradients(segments, attend):
+    q, k, v = inputs(np.random.default_rng(6), *segments.shape)
+    target = jnp.asarray(np.random.default_rng(7).standard_normal(q.shape), jnp.float32)
+
+    @jax.jit
+    def loss(q, k, v):
+        out = attend(q, k, v, jnp.asarray(segments))
+        out = jnp.where((segments >= 0)[..., None, None], out, 0)
+        return (out * target).sum(), out
+
+    gradients, out = jax.grad(loss, argnums=(0, 1, 2), has_aux=True)(q, k, v)
+    return out, *gradients
+
+
+@pytest.mark.parametrize("siblings", [3, 1])
+def test_two_parts_merged_equal_the_packed_mask(siblings, small_chunks):
+    layout = LAYOUT._replace(siblings=siblings)
+    segments = layout_rows()[:, : 7 + 5 * siblings]
+    expected = outputs_and_gradients(segments, attention.packed)
+    # `packed` makes no parts of a group of one; the formula must hold all the same.
+    parts = functools.partial(attention._by_parts, layout=layout, implementation="xla", query_chunk=None)
+    by_layout = functools.partial(attention.packed, layout=layout) if siblings > 1 else parts
+    for ours, theirs in zip(outputs_and_gradients(segments, by_layout), expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_the_merge_takes_any_kernel(small_chunks):
+    """A kernel that knows nothing of gradients, as cuDNN's: here jax.nn's plain form."""
+
+    def kernel(q, k, v, valid, causal):
+        out, lse = jax.nn.dot_product_attention(
+            q, k, v, is_causal=causal, key_value_seq_lengths=valid, return_residual=True, implementation="xla"
+        )
+        return jax.lax.stop_gradient((out, lse))
+
+    rng = np.random.default_rng(8)
+    draw = lambda *shape: jnp.asarray(rng.standard_normal(shape), jnp.float32)  # noqa: E731
+    arrays = [draw(2, 3, 5, HEADS, DIM)] + [draw(2, 7, KV_HEADS, DIM) for _ in range(2)]
+    arrays += [draw(2, 3, 5, KV_HEADS, DIM) for _ in range(2)]
+    prefix_len, own_len = jnp.array([7, 4]), jnp.array([[5, 2, 3], [1, 5, 3]])
+    valid = jnp.arange(5) < own_len[..., None]
+
+    def loss(arrays, kernel):
+        q, pk, pv, ok, ov = arrays
+        out = attention.shared_prefix(q, pk, pv, prefix_len, ok, ov, own_len, kernel)
+        return (jnp.where(valid[..., None, None], out, 0) ** 2).sum()
+
+    gradient = jax.jit(jax.value_and_grad(loss), static_argnums=1)
+    ours, theirs = (gradient(arrays, f) for f in (kernel, attention._flash_xla))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), ours, theirs)
+
+
+def test_splash_in_its_interpreter():
+    """The mask and the layout around the TPU's kernel; the kernel itself runs as plain operations here."""
+    layout = attention.Layout(prefix=48, siblings=2, own=40)
+    segments = np.full((1, 128), -1)
+    segments[0, :41], segments[0, 48:88], segments[0, 88:101] = 0, 1, 2
+    q, k, v = inputs(np.random.default_rng(9), 1, 128)
+    out = np.asarray(attention._splash(q, k, v, jnp.asarray(segments), layout, None, interpret=True))
+    expected = np.asarray(attention.packed(q, k, v, jnp.asarray(segments)))
+    np.testing.assert_allclose(out[segments >= 0], expected[segments >= 0], atol=1e-5)
+    assert np.isfinite(out).all()
+
+
+def test_the_splash_mask_is_the_rule_of_packed_rows():
+    mask = attention._splash_mask(LAYOUT)
+    segments = np.array([[0] * 7 + [1] * 5 + [2] * 5 + [3] * 5])
+    np.testing.assert_array_equal(mask[:, :], packed_mask(segments)[0])
+    assert mask == attention._splash_mask(LAYOUT) and hash(mask) == hash(attention._splash_mask(LAYOUT))
+    assert mask != attention._splash_mask(attention.Layout(prefix=2, siblings=2, own=10))
+
+
+def test_what_cannot_run_is_said():
     q, k, v = inputs(np.random.default_rng(5), 1, 3)
-    with pytest.raises(ValueError, match="'flash' is not one of"):
-        attention.packed(q, k, v, jnp.zeros((1, 3), jnp.int32), implementation="flash")
+    segments = jnp.zeros((1, 3), jnp.int32)
+    with pytest.raises(ValueError, match="'flash' is not one of: xla, cudnn, splash"):
+        attention.packed(q, k, v, segments, implementation="flash")
+    with pytest.raises(ValueError, match="is not that of rows of 3 slots"):
+        attention.packed(q, k, v, segments, layout=LAYOUT)
+    with pytest.raises(UserError, match=r"multiple of 128; set engine\.length_multiple"):
+        attention.packed(q, k, v, segments, layout=attention.Layout(1, 1, 2), implementation="splash")
+    for name, needs in {"cudnn": "GPU", "splash": "TPU"}.items():
+        with pytest.raises(UserError, match=rf"model\.attention is {name}, which needs a {needs}.*to xla"):
+            attention.require_backend(name, "cpu", "bfloat16")
+    with pytest.raises(UserError, match=r"cudnn and model\.dtype float32"):
+        attention.require_backend("cudnn", "gpu", "float32")
+    attention.require_backend("xla", "cpu", "float32")
