@@ -175,8 +175,8 @@ def save_run(run_dir: str | Path, config: Config, model: Qwen25VLConfig, params:
     """
     from memocr_jax.config import save_config
     from memocr_jax.models.qwen25_vl import abstract_model
+    from memocr_jax.rl.optimizer import init_optimizer, make_optimizer
     from memocr_jax.rl.trainable import Trainable
-    from memocr_jax.rl.update import init_optimizer, make_optimizer
     from render.theme import theme_css
 
     run_dir = Path(run_dir)

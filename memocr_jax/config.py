@@ -40,6 +40,9 @@ class ModelConfig:
     """Where the weights come from: the directory, or the run's seed."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Compute type. Parameters, norms, softmax and log-probabilities are float32 in either case."""
+    attention: Literal["xla", "cudnn", "splash"] = "xla"
+    """What computes attention where rows are laid out alike (prefill; training with train.row_layout: aligned):
+    plain operations, cuDNN's flash attention (GPU, bfloat16), or splash attention (TPU)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,6 +197,9 @@ class TrainConfig:
     """What is trained: every parameter; all but the vision tower; or adapters (section lora) alone."""
     max_row_tokens: int = 32768
     """Longest packed row [prefix | siblings]; a group that is longer is split over several rows."""
+    row_layout: Literal["packed", "aligned"] = "packed"
+    """packed: siblings follow each other without gaps, under a mask. aligned: each has as many slots as the
+    longest of its row, so that attention skips what no sibling sees: less work where lengths are alike."""
     length_multiple: int = 1024
     """Packed rows are padded to a few lengths, the smallest being this; fewer lengths compile faster."""
     micro_batch_rows: int = 1

@@ -15,6 +15,7 @@ from memocr_jax.config import Config
 from memocr_jax.engine import Engine
 from memocr_jax.errors import UserError
 from memocr_jax.metrics import Stopwatch
+from memocr_jax.models.attention import require_backend
 from memocr_jax.models.config import Qwen25VLConfig
 from memocr_jax.models.hf_weights import load_params
 from memocr_jax.models.qwen25_vl import abstract_model, init_params
@@ -56,7 +57,9 @@ class System:
 
     def engine(self) -> Engine:
         dtype = jnp.dtype(self.config.model.dtype)
-        graphdef, _ = abstract_model(self.model, dtype=dtype, mesh=self.sampler_mesh)
+        graphdef, _ = abstract_model(
+            self.model, dtype=dtype, mesh=self.sampler_mesh, attention=self.config.model.attention
+        )
         return Engine(graphdef, self.model, self.sampler_mesh, self.config.engine, self.tokenizer.eos_ids)
 
     @contextlib.contextmanager
@@ -104,7 +107,8 @@ def build_system(
     own_rows(mesh)  # says early what does not fit
     sampler_mesh = local_mesh(rollout_devices, config.engine.tensor)
     dtype = jnp.dtype(config.model.dtype)
-    graphdef, abstract = abstract_model(model, dtype=dtype, mesh=mesh)
+    require_backend(config.model.attention, jax.default_backend(), config.model.dtype)
+    graphdef, abstract = abstract_model(model, dtype=dtype, mesh=mesh, attention=config.model.attention)
     param_shardings(abstract, mesh)  # likewise
     sampler_params = LocalCopy(abstract, mesh, sampler_mesh, dtype)
     templates = load_templates(config.prompts.path)
@@ -120,6 +124,7 @@ def build_learner(system: System, initial: nnx.State, stopwatch: Stopwatch) -> L
         config.train.micro_batch_rows // jax.process_count(),
         config.train.length_multiple,
         config.engine.window_multiple,
+        config.train.row_layout,
     )
     return Learner(
         system.graphdef,

@@ -98,6 +98,15 @@ class Turn:
         return len(self.prefix) + len(self.suffix)
 
 
+@dataclasses.dataclass(frozen=True)
+class RowLayout:
+    """Slots of a packed row whose parts are aligned: `prefix`, then `siblings` times `own`. Static."""
+
+    prefix: int
+    siblings: int
+    own: int
+
+
 class TrainBatch(NamedTuple):
     """One micro-batch: B packed rows [prefix | siblings], and the T sampled tokens of each row.
 
@@ -118,3 +127,5 @@ class TrainBatch(NamedTuple):
     """Sibling (0-based) that a sampled token belongs to, for sequence-level aggregation."""
     advantage: Float[Array, "B T"]
     sampler_logp: Float[Array, "B T"]
+    layout: RowLayout | None = None
+    """Where the parts of every row are, if all rows have them in the same places; part of the shape."""

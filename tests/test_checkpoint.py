@@ -9,7 +9,7 @@ import pytest
 from memocr_jax.checkpoint import Checkpoints, Meta, abstract_like, open_checkpoint, require_same_model
 from memocr_jax.config import Config, MeshConfig, OptimizerConfig, save_config
 from memocr_jax.errors import UserError
-from memocr_jax.rl.update import abstract_optimizer, init_optimizer, make_optimizer
+from memocr_jax.rl.optimizer import abstract_optimizer, init_optimizer, make_optimizer
 from memocr_jax.sharding import make_mesh
 
 

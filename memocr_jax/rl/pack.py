@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from memocr_jax.buckets import batches, bucket
@@ -14,7 +15,10 @@ from memocr_jax.engine import image_grid, image_rows, most_windows
 from memocr_jax.images import vision_batch
 from memocr_jax.models.config import Qwen25VLConfig
 from memocr_jax.rows import PackedRows
-from memocr_jax.types import TrainBatch, Turn, VisionBatch
+from memocr_jax.types import RowLayout, TrainBatch, Turn, VisionBatch
+
+# A layout is a part of a batch that programs are made for, not a value that they take.
+jax.tree_util.register_static(RowLayout)
 
 
 class WeightedTurn(NamedTuple):
@@ -35,6 +39,9 @@ class Packing:
     length_multiple: int
     """Smallest padded length of a row; a quarter of it is the smallest padded number of sampled tokens."""
     window_multiple: int
+    row_layout: str = "packed"
+    """See `train.row_layout`. Of an aligned row, the prefix is padded to multiples of half `length_multiple`
+    and siblings to multiples of an eighth."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,8 +67,8 @@ def pack_turns(turns: Sequence[WeightedTurn], packing: Packing) -> MiniBatch:
     Turns with the same prefix and image share a row as far as `max_row_tokens` allows. Rows of like size form
     micro-batches of `packing.rows` rows; missing rows are padding. Token ids go in as they were sampled.
     """
-    rows = [part for group in _prefix_groups(turns) for part in _split(group, packing.max_row_tokens)]
-    by_shape: dict[tuple[int, int, int], list[list[WeightedTurn]]] = {}
+    rows = [part for group in _prefix_groups(turns) for part in _split(group, packing)]
+    by_shape: dict[Shape, list[list[WeightedTurn]]] = {}
     for row in rows:
         by_shape.setdefault(_shape(row, packing), []).append(row)
     packed = [
@@ -80,6 +87,9 @@ def save_minibatch(path: str | Path, minibatch: MiniBatch) -> None:
         vision = {} if batch.vision is None else batch.vision._asdict()
         fields = {**batch._asdict(), **{f"vision.{name}": value for name, value in vision.items()}}
         del fields["vision"]
+        layout = fields.pop("layout")
+        if layout is not None:
+            fields["layout"] = dataclasses.astuple(layout)
         arrays |= {f"{i}.{name}": np.asarray(value) for name, value in fields.items()}
     np.savez_compressed(path, **arrays)
 
@@ -96,6 +106,8 @@ def load_minibatch(path: str | Path) -> MiniBatch:
     batches = []
     for _, fields in sorted(by_batch.items()):
         vision = {f: fields.pop(f"vision.{f}") for f in VisionBatch._fields if f"vision.{f}" in fields}
+        if "layout" in fields:
+            fields["layout"] = RowLayout(*fields["layout"].tolist())
         batches.append(TrainBatch(**fields, vision=VisionBatch(**vision) if vision else None))
     return MiniBatch(batches, **counts)
 
@@ -119,46 +131,71 @@ def _sibling(turn: Turn) -> np.ndarray:
     return np.concatenate([turn.suffix, turn.completion.tokens])
 
 
-def _split(group: list[WeightedTurn], max_row_tokens: int) -> list[list[WeightedTurn]]:
+def _split(group: list[WeightedTurn], packing: Packing) -> list[list[WeightedTurn]]:
     """Cut a group into rows of at most `max_row_tokens`; a sibling that is too long alone is a row alone."""
-    prefix = len(group[0].turn.prefix)
+    if packing.row_layout == "aligned":
+        # Like lengths together; the first of a row is its longest.
+        group = sorted(group, key=lambda t: -len(_sibling(t.turn)))
     parts: list[list[WeightedTurn]] = [[]]
-    used = prefix
     for t in group:
-        size = len(t.turn.suffix) + len(t.turn.completion.tokens)
-        if parts[-1] and used + size > max_row_tokens:
+        if parts[-1] and _row_tokens([*parts[-1], t], packing) > packing.max_row_tokens:
             parts.append([])
-            used = prefix
         parts[-1].append(t)
-        used += size
     return parts
 
 
-def _shape(row: list[WeightedTurn], packing: Packing) -> tuple[int, int, int]:
-    """(windows, length, sampled tokens) of the executable that takes this row."""
-    length = len(row[0].turn.prefix) + sum(len(_sibling(t.turn)) for t in row)
+def _row_tokens(row: list[WeightedTurn], packing: Packing) -> int:
+    """Slots that a row takes, before its end is padded."""
+    if packing.row_layout == "aligned":
+        layout = _layout(row, packing)
+        return layout.prefix + layout.siblings * layout.own
+    return len(row[0].turn.prefix) + sum(len(_sibling(t.turn)) for t in row)
+
+
+def _layout(row: list[WeightedTurn], packing: Packing) -> RowLayout:
+    multiple = packing.length_multiple
+    longest = max(len(_sibling(t.turn)) for t in row)
+    prefix = bucket(len(row[0].turn.prefix), max(1, multiple // 2))
+    return RowLayout(prefix, len(row), bucket(longest, max(1, multiple // 8)))
+
+
+class Shape(NamedTuple):
+    """What decides which executable takes a row or a micro-batch."""
+
+    windows: int
+    length: int
+    sampled: int
+    prefix: int = 0
+    """With `siblings` and `own` the layout of aligned rows; all 0 without."""
+    siblings: int = 0
+    own: int = 0
+
+
+def _shape(row: list[WeightedTurn], packing: Packing) -> Shape:
     sampled = sum(len(t.turn.completion.tokens) for t in row)
     windows = most_windows([row[0].turn.image], packing.model, packing.window_multiple)
-    return (
-        windows,
-        bucket(length, packing.length_multiple),
-        bucket(sampled, max(1, packing.length_multiple // 4)),
-    )
+    sampled = bucket(sampled, max(1, packing.length_multiple // 4))
+    length = _row_tokens(row, packing)
+    if packing.row_layout == "aligned":
+        return Shape(windows, length, sampled, *dataclasses.astuple(_layout(row, packing)))
+    return Shape(windows, bucket(length, packing.length_multiple), sampled)
 
 
-def batch_shape(batch: TrainBatch) -> tuple[int, int, int]:
-    """(windows, length, sampled tokens): micro-batches of equal shape run the same executable."""
+def batch_shape(batch: TrainBatch) -> Shape:
+    """Micro-batches of equal shape run the same executable."""
     windows = 0 if batch.vision is None else batch.vision.patches.shape[1]
-    return windows, batch.tokens.shape[1], batch.target.shape[1]
+    layout = () if batch.layout is None else dataclasses.astuple(batch.layout)
+    return Shape(windows, batch.tokens.shape[1], batch.target.shape[1], *layout)
 
 
-def empty_batch(shape: tuple[int, int, int], packing: Packing) -> TrainBatch:
+def empty_batch(shape: Sequence[int], packing: Packing) -> TrainBatch:
     """A micro-batch of the given `batch_shape` that is all padding."""
-    return _pack_rows([], shape, packing)
+    return _pack_rows([], Shape(*shape), packing)
 
 
-def _pack_rows(rows: list[list[WeightedTurn]], shape: tuple[int, int, int], packing: Packing) -> TrainBatch:
-    windows, length, sampled = shape
+def _pack_rows(rows: list[list[WeightedTurn]], shape: Shape, packing: Packing) -> TrainBatch:
+    windows, length, sampled, *parts = shape
+    layout = RowLayout(*parts) if shape.siblings else None
     images = [row[0].turn.image for row in rows]
     vision, slots = image_rows(images, packing.rows, windows, packing.model)
     if windows and not rows:
@@ -173,8 +210,12 @@ def _pack_rows(rows: list[list[WeightedTurn]], shape: tuple[int, int, int], pack
     for b, row in enumerate(rows):
         siblings = [_sibling(t.turn) for t in row]
         prefix = row[0].turn.prefix
-        ends = len(prefix) + np.cumsum([len(s) for s in siblings])
-        starts = [int(end) - len(s) for end, s in zip(ends, siblings, strict=True)]
+        lengths = [len(s) for s in siblings]
+        if layout is None:
+            starts = (len(prefix) + np.cumsum(lengths) - lengths).tolist()
+        else:
+            starts = [layout.prefix + k * layout.own for k in range(len(siblings))]
+        ends = [start + n for start, n in zip(starts, lengths, strict=True)]
         grid = image_grid(row[0].turn.image, packing.model)
         packed.place(b, prefix, siblings, starts, slots[b], grid, packing.model)
         filled = 0
@@ -183,7 +224,7 @@ def _pack_rows(rows: list[list[WeightedTurn]], shape: tuple[int, int, int], pack
             n = len(completion.tokens)
             span = slice(filled, filled + n)
             # The logits at a token's predecessor made it; suffixes are never empty, so it is own.
-            predict_pos[b, span] = int(end) - n - 1 + np.arange(n)
+            predict_pos[b, span] = end - n - 1 + np.arange(n)
             target[b, span] = completion.tokens
             sequence[b, span] = k
             loss_mask[b, span] = True
@@ -202,4 +243,5 @@ def _pack_rows(rows: list[list[WeightedTurn]], shape: tuple[int, int, int], pack
         sequence=sequence,
         advantage=advantage,
         sampler_logp=sampler_logp,
+        layout=layout,
     )

@@ -16,7 +16,9 @@ from jaxtyping import Array, Float
 
 from memocr_jax.config import LoraConfig, OptimizerConfig, RLConfig
 from memocr_jax.metrics import Stopwatch
+from memocr_jax.models.attention import Layout
 from memocr_jax.rl.loss import Denominators, aggregate, kl_estimate, policy_loss
+from memocr_jax.rl.optimizer import abstract_optimizer, init_optimizer, make_optimizer
 from memocr_jax.rl.pack import MiniBatch, Packing
 from memocr_jax.rl.trainable import Trainable
 from memocr_jax.sharding import put_batch, replicated
@@ -45,39 +47,6 @@ class Update(NamedTuple):
     """Mini-batches (indices into those given) without an update: their loss or gradient was not finite."""
 
 
-def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
-    """AdamW with linear warm-up to a constant rate, behind a clip of the global norm."""
-    schedule = optax.linear_schedule(0.0, config.learning_rate, config.warmup_steps)
-    # optax counts from 0: shift by one, so that the first update of a warm-up already moves.
-    rate = (lambda count: schedule(count + 1)) if config.warmup_steps else config.learning_rate
-    return optax.chain(
-        optax.clip_by_global_norm(config.clip_norm),
-        optax.adamw(rate, b1=config.b1, b2=config.b2, eps=config.eps, weight_decay=config.weight_decay),
-    )
-
-
-def init_optimizer(
-    optimizer: optax.GradientTransformation, params: nnx.State, mesh: jax.sharding.Mesh
-) -> optax.OptState:
-    """A fresh optimiser state: moments laid out as their parameters, everything else on every device."""
-    shardings = jax.tree.map(lambda x: x.sharding, abstract_optimizer(optimizer, params, mesh))
-    return jax.jit(optimizer.init, out_shardings=shardings)(params)
-
-
-def abstract_optimizer(
-    optimizer: optax.GradientTransformation, params: nnx.State, mesh: jax.sharding.Mesh
-) -> optax.OptState:
-    """Shapes, types and shardings of `init_optimizer`'s result."""
-    place = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)  # noqa: E731
-    return optax.tree_utils.tree_map_params(
-        optimizer,
-        lambda x, param: place(x, param.sharding),
-        jax.eval_shape(optimizer.init, params),
-        params,
-        transform_non_params=lambda x: place(x, replicated(mesh)),
-    )
-
-
 def token_logp(
     graphdef: nnx.GraphDef,
     params: nnx.State,
@@ -94,7 +63,8 @@ def token_logp(
     features = None if batch.vision is None else model.encode_images(batch.vision)
     slots = None if batch.vision is None else batch.image_slots
     embeds = model.embed(batch.tokens, slots, features)
-    hidden = model.hidden(embeds, batch.mrope_pos.transpose(1, 0, 2), batch.segments)
+    layout = None if batch.layout is None else Layout(*dataclasses.astuple(batch.layout))
+    hidden = model.hidden(embeds, batch.mrope_pos.transpose(1, 0, 2), batch.segments, layout=layout)
     hidden = jnp.take_along_axis(hidden, batch.predict_pos[:, :, None], axis=1)
     rows, sampled, width = hidden.shape
     chunk = max(1, min(sampled, chunk_tokens // rows))

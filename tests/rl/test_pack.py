@@ -2,9 +2,18 @@
 
 import jax
 import numpy as np
+import pytest
 
-from memocr_jax.rl.pack import Packing, WeightedTurn, load_minibatch, pack_turns, save_minibatch
-from memocr_jax.types import Completion, Stop, Turn, TurnKind
+from memocr_jax.rl.pack import (
+    Packing,
+    WeightedTurn,
+    batch_shape,
+    empty_batch,
+    load_minibatch,
+    pack_turns,
+    save_minibatch,
+)
+from memocr_jax.types import Completion, RowLayout, Stop, Turn, TurnKind
 
 
 def turn(prefix, suffix, tokens, advantage=1.0, image=None, kind=TurnKind.DRAFT):
@@ -73,14 +82,15 @@ def test_a_long_group_is_split_and_loses_nothing(small_model):
         assert minibatch.tokens == 35
 
 
-def test_a_minibatch_comes_back_from_its_file(small_model, tmp_path):
+@pytest.mark.parametrize("row_layout", ["packed", "aligned"])
+def test_a_minibatch_comes_back_from_its_file(small_model, tmp_path, row_layout):
     prefix, page = [202, 200, 200, 203], np.zeros((28, 56, 3), np.uint8)
     turns = [
         turn([10, 11], [20], [30, 7], float("nan")),
         turn(prefix, [20], [7], image=page, kind=TurnKind.QA),
         turn(range(40), [20], [7] * 9),
     ]
-    minibatch = pack_turns(turns, packing(small_model))
+    minibatch = pack_turns(turns, packing(small_model, row_layout=row_layout))
     assert len(minibatch.batches) == 3 and {b.vision is None for b in minibatch.batches} == {True, False}
     save_minibatch(tmp_path / "m.npz", minibatch)
     loaded = load_minibatch(tmp_path / "m.npz")
@@ -90,3 +100,33 @@ def test_a_minibatch_comes_back_from_its_file(small_model, tmp_path):
     for ours, theirs in zip(jax.tree.leaves(loaded.batches), jax.tree.leaves(minibatch.batches), strict=True):
         np.testing.assert_array_equal(ours, theirs)
         assert ours.dtype == theirs.dtype
+
+
+def test_aligned_rows_by_hand(small_model):
+    """Prefix of 3 in 4 slots; siblings of 3 and 5 in 6 slots each, the longer first."""
+    turns = [turn([10, 11, 12], [20], [30, 7], 0.5), turn([10, 11, 12], [21, 22], [31, 32, 7], -2.0)]
+    aligned = packing(small_model, row_layout="aligned", length_multiple=8)  # prefix in 4s, siblings in 1s
+    (batch,) = pack_turns(turns, aligned).batches
+    assert batch.layout == RowLayout(prefix=4, siblings=2, own=6)
+    assert batch.tokens.shape == (2, 16) and batch_shape(batch) == (0, 16, 6, 4, 2, 6)
+    assert batch.tokens[0].tolist() == [10, 11, 12, 0, 21, 22, 31, 32, 7, 0, 20, 30, 7, 0, 0, 0]
+    assert batch.segments[0].tolist() == [0, 0, 0, -1, 1, 1, 1, 1, 1, -1, 2, 2, 2, -1, -1, -1]
+    # Padding is no time that passes: both siblings count on from the prefix's 3 tokens.
+    assert batch.mrope_pos[0, 0, [4, 5, 8, 10, 12]].tolist() == [3, 4, 7, 3, 5]
+    assert batch.predict_pos[0, :5].tolist() == [5, 6, 7, 10, 11]
+    assert batch.target[0, :5].tolist() == [31, 32, 7, 30, 7]
+    # The layout is a part of what a program is made for, and no array.
+    assert len(jax.tree.leaves(batch)) == len(jax.tree.leaves(batch._replace(layout=None)))
+    assert jax.tree.structure(batch) != jax.tree.structure(batch._replace(layout=None))
+    empty = empty_batch(batch_shape(batch), aligned)
+    assert jax.tree.structure(empty) == jax.tree.structure(batch) and (empty.segments == -1).all()
+
+
+def test_aligned_rows_are_split_by_their_padded_length(small_model):
+    turns = [turn(range(10, 14), [20], [30 + i] * (1 + i)) for i in range(6)]  # siblings of 2 .. 7 tokens
+    options = {"row_layout": "aligned", "rows": 1, "length_multiple": 8}
+    # Longest first: 7 takes 8 slots, so 4 + 2 * 8 = 20 holds two rows of it; then 5 (6 slots), 3 (3).
+    minibatch = pack_turns(turns, packing(small_model, max_row_tokens=20, **options))
+    layouts = sorted((b.layout.siblings, b.layout.own) for b in minibatch.batches)
+    assert layouts == [(2, 3), (2, 6), (2, 8)]
+    assert sum(int(b.loss_mask.sum()) for b in minibatch.batches) == minibatch.tokens == 21

@@ -86,10 +86,11 @@ def new_learner(
     length_multiple=16,
     optimizer=OPTIMIZER,
     chunk=16,
+    row_layout="packed",
     **options,
 ):
     graphdef, params = small_model.on(mesh)
-    packing = Packing(small_model.config, max_row_tokens, rows, length_multiple, 1)
+    packing = Packing(small_model.config, max_row_tokens, rows, length_multiple, 1, row_layout)
     reference = jax.tree.map(lambda x: x * 1.01, params)  # not the policy itself, so that the KL is not zero
     args = (rl, optimizer, packing, 1.0, chunk, 7, Stopwatch())
     return Learner(graphdef, reference, mesh, *args, **options)
@@ -334,12 +335,13 @@ def check_gradients(ours, theirs):
         np.testing.assert_allclose(value, theirs[path], rtol=0, atol=1e-5 * np.abs(theirs[path]).max())
 
 
-def test_sharing_the_prefix_changes_no_gradient(small_model, tiny_mesh, turns):
+@pytest.mark.parametrize("options", [{}, {"row_layout": "aligned"}], ids=["packed", "aligned"])
+def test_sharing_the_prefix_changes_no_gradient(small_model, tiny_mesh, turns, options):
     """Loss and every gradient within 1e-5 relative: with images, siblings of other lengths, a group of 1."""
     images = [t.turn.image is not None for t in turns]
     lengths = {len(t.turn.suffix) + len(t.turn.completion.tokens) for t in turns}
     assert any(images) and not all(images) and len(lengths) > 2
-    shared, params = make_learner(small_model, tiny_mesh)
+    shared, params = make_learner(small_model, tiny_mesh, **options)
     plain, _ = make_learner(small_model, tiny_mesh, max_row_tokens=1)
     assert sum(b.segments.max() for b in pack_turns(turns, shared.packing).batches) > len(turns) // 2
     assert all(b.segments.max() == 1 for b in pack_turns(turns, plain.packing).batches)
