@@ -41,8 +41,8 @@ class ModelConfig:
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Compute type. Parameters, norms, softmax and log-probabilities are float32 in either case."""
     attention: Literal["xla", "cudnn", "splash"] = "xla"
-    """What computes attention where rows are laid out alike (prefill; training with train.row_layout: aligned):
-    plain operations, cuDNN's flash attention (GPU, bfloat16), or splash attention (TPU)."""
+    """What computes attention where rows are laid out alike (prefill; training with train.row_layout:
+    aligned): plain operations, cuDNN's flash attention (GPU, bfloat16), or splash attention (TPU)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,12 +100,12 @@ class EngineConfig:
     decode_segment: int = 64
     """Most tokens between two looks at which rows have finished."""
     cache_gib: float = 0.0
-    """Memory for keys and values on each device, in GiB (2^30 bytes); 0 means that only `groups` is a limit."""
+    """Memory for keys and values on each device, in GiB (2^30 bytes); 0 means that only `groups` limits."""
     prefill_tokens: int = 8192
     """Prompt tokens that are computed at once, where a group is not longer by itself."""
     pool_sizes: int = 2
-    """Numbers of rows that decoding is compiled for, each a quarter of the one before: when few rows are left,
-    decoding goes on with fewer."""
+    """Numbers of rows that decoding is compiled for, each a quarter of the one before: when few rows are
+    left, decoding goes on with fewer."""
     length_sizes: int = 2
     """Lengths that prompts of a kind are padded to when prefilled, each half of the one before."""
     tensor: int = 1

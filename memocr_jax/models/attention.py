@@ -350,13 +350,14 @@ def _splash(
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
-    length, _, dim = q.shape[1:]
-    if length % 128:
-        raise UserError(
-            f"model.attention is splash and a packed row has {length} slots: it must be a multiple of 128; "
-            "set engine.length_multiple to a multiple of 512"
-        )
-    mask = _splash_mask(layout)
+    # The kernel takes whole blocks of 128 slots at least: the rest is padding.
+    slots, dim = q.shape[1], q.shape[3]
+    pad = lambda x, value: jnp.pad(  # noqa: E731
+        x, [(0, 0), (0, -slots % 128)] + [(0, 0)] * (x.ndim - 2), constant_values=value
+    )
+    q, k, v, segments = pad(q, 0), pad(k, 0), pad(v, 0), pad(segments, -1)
+    length = q.shape[1]
+    mask = _splash_mask(layout, length)
     block = max(size for size in (128, 256, 512) if length % size == 0)
     blocks = splash.BlockSizes(
         **{f"block_{name}": block for name in ("q", "kv", "q_dkv", "kv_dkv", "q_dq", "kv_dq")}
@@ -376,15 +377,15 @@ def _splash(
         out = jax.vmap(by_head)(grouped * dim**-0.5, k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3), ids)
         return out.transpose(0, 3, 1, 2, 4).reshape(q.shape)
 
-    return per_device(local, mesh, q.shape[0], k.shape[2])(q, k, v, segments)
+    return per_device(local, mesh, q.shape[0], k.shape[2])(q, k, v, segments)[:, :slots]
 
 
 @functools.cache
-def _splash_mask(layout: Layout) -> Any:
-    """The mask of packed rows as a function of indices; it is never written out."""
+def _splash_mask(layout: Layout, length: int) -> Any:
+    """The mask of packed rows of `length` slots as a function of indices; it is never written out."""
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
-    prefix, siblings, own = layout
+    prefix, _, own = layout
 
     def sees(query: Array, key: Array) -> Array:
         same = (query - prefix) // own == (key - prefix) // own
@@ -394,14 +395,12 @@ def _splash_mask(layout: Layout) -> Any:
         """Splash computes such a mask in the kernel; there is no public way to add one."""
 
         def __eq__(self, other: object) -> bool:
-            return isinstance(other, type(self)) and getattr(other, "layout", None) == layout
+            return self is other  # made once for each layout
 
         def __hash__(self) -> int:
-            return hash((type(self).__name__, layout))
+            return hash((layout, length))
 
-    mask = SharedPrefixMask((prefix + siblings * own,) * 2, sees)
-    mask.layout = layout
-    return mask
+    return SharedPrefixMask((length, length), sees)
 
 
 def bidirectional(

@@ -188,10 +188,10 @@ def test_the_merge_takes_any_kernel(small_chunks):
 
 def test_splash_in_its_interpreter():
     """The mask and the layout around the TPU's kernel; the kernel itself runs as plain operations here."""
-    layout = attention.Layout(prefix=48, siblings=2, own=40)
-    segments = np.full((1, 128), -1)
-    segments[0, :41], segments[0, 48:88], segments[0, 88:101] = 0, 1, 2
-    q, k, v = inputs(np.random.default_rng(9), 1, 128)
+    layout = attention.Layout(prefix=47, siblings=2, own=40)
+    segments = np.full((1, 127), -1)
+    segments[0, :41], segments[0, 47:87], segments[0, 87:100] = 0, 1, 2
+    q, k, v = inputs(np.random.default_rng(9), 1, 127)
     out = np.asarray(attention._splash(q, k, v, jnp.asarray(segments), layout, None, interpret=True))
     expected = np.asarray(attention.packed(q, k, v, jnp.asarray(segments)))
     np.testing.assert_allclose(out[segments >= 0], expected[segments >= 0], atol=1e-5)
@@ -199,11 +199,11 @@ def test_splash_in_its_interpreter():
 
 
 def test_the_splash_mask_is_the_rule_of_packed_rows():
-    mask = attention._splash_mask(LAYOUT)
+    mask = attention._splash_mask(LAYOUT, 22)
     segments = np.array([[0] * 7 + [1] * 5 + [2] * 5 + [3] * 5])
     np.testing.assert_array_equal(mask[:, :], packed_mask(segments)[0])
-    assert mask == attention._splash_mask(LAYOUT) and hash(mask) == hash(attention._splash_mask(LAYOUT))
-    assert mask != attention._splash_mask(attention.Layout(prefix=2, siblings=2, own=10))
+    assert mask == attention._splash_mask(LAYOUT, 22), "equal masks of heads are processed once"
+    assert mask != attention._splash_mask(attention.Layout(prefix=2, siblings=2, own=10), 22)
 
 
 def test_what_cannot_run_is_said():
@@ -213,8 +213,6 @@ def test_what_cannot_run_is_said():
         attention.packed(q, k, v, segments, implementation="flash")
     with pytest.raises(ValueError, match="is not that of rows of 3 slots"):
         attention.packed(q, k, v, segments, layout=LAYOUT)
-    with pytest.raises(UserError, match=r"multiple of 128; set engine\.length_multiple"):
-        attention.packed(q, k, v, segments, layout=attention.Layout(1, 1, 2), implementation="splash")
     for name, needs in {"cudnn": "GPU", "splash": "TPU"}.items():
         with pytest.raises(UserError, match=rf"model\.attention is {name}, which needs a {needs}.*to xla"):
             attention.require_backend(name, "cpu", "bfloat16")
