@@ -31,6 +31,8 @@ ROOMS = [
             "data.build_nano_tokenizer",
             "report.__main__",
             "bench.*",
+            "plan",
+            "plan.*",
             "models.check",
         ),
     ),
