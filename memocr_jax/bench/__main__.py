@@ -7,7 +7,11 @@ import sys
 
 from memocr_jax.errors import UserError, nearest, run_command
 
-BENCHMARKS = {"model": "memocr_jax.bench.model", "rl_train": "memocr_jax.bench.rl_train"}
+BENCHMARKS = {
+    "evaluate": "memocr_jax.bench.evaluate",
+    "model": "memocr_jax.bench.model",
+    "rl_train": "memocr_jax.bench.rl_train",
+}
 
 
 def main() -> None:
