@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from memocr_jax.config import Config, evaluation_sets, parse_command, to_tree
 from memocr_jax.errors import UserError, run_command
+from render.settings import RenderSettings
 
 if TYPE_CHECKING:
     from flax import nnx
@@ -278,9 +279,11 @@ class Weights:
 
 def _with_theme(config: Config, run_dir: str, theme_css: str) -> Config:
     """Pages are drawn as the checkpoint was trained on, unless another theme is named than its run's."""
-    from memocr_jax.config import load_config
+    import yaml
 
-    trained = load_config(Path(run_dir) / "config.yaml").render.theme
+    # As it is, not through `load_config`: a run of another version may have fields that are unknown here.
+    render = (yaml.safe_load((Path(run_dir) / "config.yaml").read_text("utf-8")) or {}).get("render") or {}
+    trained = render.get("theme", RenderSettings.theme)
     if not theme_css or config.render.theme_css or config.render.theme != trained:
         return config
     return dataclasses.replace(config, render=dataclasses.replace(config.render, theme_css=theme_css))

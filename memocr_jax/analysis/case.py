@@ -100,6 +100,7 @@ def case_plot(case: Case) -> Figure:
         axis.spines[:].set_visible(True)
         axis.spines[:].set_color("#cfd6e0")
         axis.imshow(view, interpolation="nearest")
+        axis.set_anchor("N")
         right = answer["em"] > 0
         size = f"{view.shape[1]} x {view.shape[0]} px"
         title = f"budget {answer['budget']}: {answer['image_tokens']} tokens, {size}"
