@@ -132,6 +132,8 @@ class RLConfig:
     """Weight of the objective augM: the question, on the shrunk page."""
     weight_aug_q: float = 0.3
     """Weight of the objective augQ: a cloze over the memory, at the full budget."""
+    train_reads: bool = True
+    """Whether the turns that read a page are trained; without, they only give the drafts their rewards."""
     normalize_by_std: bool = False
     """Divide advantages by the group's standard deviation (GRPO, arXiv 2402.03300); off in the recipe."""
     clip_low: float = 0.2

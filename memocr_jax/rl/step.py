@@ -43,6 +43,8 @@ class Rollout:
     """f64[Q, G, A]: w_k A_k, what read turns are trained with."""
     draft_advantage: np.ndarray
     """f64[Q, G]: the weighted mixture, what draft turns are trained with."""
+    train_reads: bool = True
+    """Whether read turns are trained too (`rl.train_reads`)."""
 
 
 def rollout(
@@ -86,6 +88,7 @@ def rollout(
         scores,
         read_advantage=read_advantages(advantage, weights),
         draft_advantage=draft_advantages(advantage, weights),
+        train_reads=rl.train_reads,
     )
 
 
@@ -96,7 +99,7 @@ def weighted_turns(result: Rollout) -> list[WeightedTurn]:
         if result.scores.scored[memory.q, memory.g].any():
             advantage = result.draft_advantage[memory.q, memory.g]
             turns += [WeightedTurn(turn, advantage) for turn in memory.drafts]
-    for reading in result.readings:
+    for reading in result.readings if result.train_reads else ():
         index = reading.turn.q, reading.turn.g, READ_KINDS.index(reading.turn.kind)
         if result.scores.scored[index]:
             turns.append(WeightedTurn(reading.turn, result.read_advantage[index]))
