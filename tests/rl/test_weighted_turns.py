@@ -21,10 +21,10 @@ def test_reads_are_trained_unless_told_otherwise(train_reads):
         [],
         [Memory(0, 0, "", (draft,))],
         [Reading(std, "", "", ("x",)), Reading(low, "", "", ("x",))],
-        Scores(np.zeros((1, 1, 3)), np.array([[[True, False, True]]])),
+        Scores(np.zeros((1, 1, 3)), np.array([[[True, True, False]]])),
         read_advantage=np.array([[[1.0, 2.0, 3.0]]]),
         draft_advantage=np.array([[4.0]]),
         train_reads=train_reads,
     )
-    expected = [(TurnKind.DRAFT, 4.0)] + [(TurnKind.QA, 1.0), (TurnKind.QA_LOWRES, 3.0)] * train_reads
+    expected = [(TurnKind.DRAFT, 4.0)] + [(TurnKind.QA, 1.0), (TurnKind.QA_LOWRES, 2.0)] * train_reads
     assert [(t.turn.kind, t.advantage) for t in weighted_turns(result)] == expected
