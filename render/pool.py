@@ -47,6 +47,9 @@ MAX_DEATHS = 4
 """A memory in whose hands, alone, the browser died this often is CRASHED: several times, because a browser
 can be killed from outside. Time running out, or a fault of the page's own process, is final at once."""
 MAX_START_FAILURES = 3
+"""Starts of a browser that fail one after the other, after which what waits may be given up,"""
+GIVE_UP_S = 30.0
+"""once nothing at all was drawn for so long: browsers can be killed from outside while they start, too."""
 RECYCLE_PAGES = 4000
 """A browser is replaced after so many pages: its memory grows a little with every page (docs/render.md)."""
 
@@ -98,6 +101,8 @@ class RenderPool(Renderer):
         self._browsers: set[Browser] = set()
         self._system_drawn: dict[str, bool] = {}
         """Of characters that the shipped fonts lack: whether a font of this machine draws them."""
+        self._last_drawn = 0.0
+        """When a browser last drew something, in `time.monotonic` seconds."""
         self.restarts = 0
         """Browsers that had to be replaced so far."""
         sweep_profiles()
@@ -166,6 +171,7 @@ class RenderPool(Renderer):
     def _work(self, browser: Browser | None) -> None:
         sheet = glyphs = None
         failures = drawn = 0
+        failing_since = 0.0
         try:
             while not self._closed:
                 jobs: list[_Job] = []
@@ -178,6 +184,7 @@ class RenderPool(Renderer):
                     jobs = self._take()
                     self._draw(sheet, glyphs, jobs)
                     failures = 0
+                    self._last_drawn = time.monotonic()
                     drawn += len(jobs)
                     if drawn >= RECYCLE_PAGES:
                         self._drop(browser, counts=False)
@@ -187,10 +194,12 @@ class RenderPool(Renderer):
                     if not isinstance(error, BrowserGone | BrowserTimeout | ProtocolError):
                         log.exception("drawing failed unexpectedly")
                     if sheet is None:
+                        failing_since = failing_since if failures else time.monotonic()
                         failures += 1
-                        if failures >= MAX_START_FAILURES:
+                        idle_s = time.monotonic() - max(failing_since, self._last_drawn)
+                        if failures >= MAX_START_FAILURES and idle_s > GIVE_UP_S:
                             self._give_up(error)
-                        time.sleep(min(0.05 * 2**failures, 2.0))
+                        time.sleep(0.05 * 2 ** min(failures, 5))
                     self._retry(jobs, error)
                     if browser is not None:
                         self._drop(browser)

@@ -15,7 +15,8 @@ import psutil
 import pytest
 
 from render import PageStatus, RenderError, RenderPool, RenderSettings
-from render.chromium import find_chromium
+from render import pool as pool_module
+from render.chromium import BrowserGone, find_chromium
 from render.sheet import Sheet
 
 SETTINGS = RenderSettings(workers=2, cache_mb=0)
@@ -236,6 +237,41 @@ def test_the_order_of_the_search_for_chromium(monkeypatch, tmp_path):
     assert find_chromium() == on_path
     chosen = make(tmp_path / "mine")
     assert find_chromium(chosen) == chosen
+
+
+def fail_to_start(monkeypatch, times):
+    """Let sheets of new browsers fail so often, as when browsers are killed while they start."""
+    left = [times]
+    real = pool_module.Sheet
+
+    def sheet(*arguments):
+        if left[0]:
+            left[0] -= 1
+            raise BrowserGone("the page's process ended: killed")
+        return real(*arguments)
+
+    monkeypatch.setattr(pool_module, "Sheet", sheet)
+
+
+def test_browsers_that_are_killed_while_they_start_lose_no_page(monkeypatch):
+    with RenderPool(SETTINGS, workers=1) as pool:
+        assert pool.render(["warm"])[0].status is PageStatus.OK
+        fail_to_start(monkeypatch, 2 * pool_module.MAX_START_FAILURES - 1)
+        for browser in list(pool._browsers):
+            browser.kill()
+        assert {page.status for page in pool.render(["one", "two"])} == {PageStatus.OK}
+
+
+def test_when_no_browser_starts_any_more_pages_fail(monkeypatch):
+    monkeypatch.setattr(pool_module, "GIVE_UP_S", 0.3)
+    with RenderPool(SETTINGS, workers=1) as pool:
+        pool.render(["warm"])
+        fail_to_start(monkeypatch, 1000)
+        for browser in list(pool._browsers):
+            browser.kill()
+        pages = pool.render(["one", "two"])
+    assert {page.status for page in pages} == {PageStatus.FAILED}
+    assert "does not start: the page's process ended" in pages[0].detail
 
 
 def test_a_chromium_that_does_not_start_is_one_clear_line(tmp_path):
