@@ -78,6 +78,18 @@ def test_import_is_the_inverse_of_export(exported, tmp_path):
     assert files(tmp_path / "again") == files(exported)
 
 
+def test_a_checkpoint_of_four_devices_exports_the_same_files(exported, references, tmp_path):
+    reference = references("grouped")
+    mesh = make_mesh(MeshConfig(fsdp=2, tensor=2), jax.devices())
+    params = load_params(reference.directory, reference.config, mesh)
+    assert {len(x.sharding.device_set) for x in jax.tree.leaves(params)} == {4}
+    assert any(x.sharding.shard_shape(x.shape) != x.shape for x in jax.tree.leaves(params))
+    settings = Config(model=ModelConfig(path=str(reference.directory), dtype="float32"))
+    save_run(tmp_path / "run", settings, reference.config, params)
+    convert.export_run(tmp_path / "run", tmp_path / "hf")
+    assert files(tmp_path / "hf") == files(exported)
+
+
 def test_an_export_in_bfloat16_comes_back_bit_for_bit(run_dir, tmp_path):
     convert.export_run(run_dir, tmp_path / "a", dtype="bfloat16", shard_bytes=100_000)
     assert (tmp_path / "a" / "model.safetensors.index.json").exists()
