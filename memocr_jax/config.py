@@ -603,6 +603,11 @@ def validate(config: Config) -> None:
             "(agent.draft_max_new_tokens, agent.read_max_new_tokens); use at most "
             f"{min(c.agent.draft_max_new_tokens, c.agent.read_max_new_tokens)}"
         )
+    if c.model.attention != "xla" and c.train.row_layout == "packed":
+        raise UserError(
+            f"model.attention is {c.model.attention} with train.row_layout: packed, where training would not "
+            "use it; set train.row_layout to aligned, or model.attention to xla"
+        )
     if c.rl.weight_std + c.rl.weight_aug_m + c.rl.weight_aug_q <= 0:
         raise UserError("rl.weight_std, weight_aug_m and weight_aug_q are all 0: nothing would be learned")
     if c.rl.dual_clip != 0 and c.rl.dual_clip <= 1:
