@@ -12,12 +12,13 @@ from flax import nnx
 
 from memocr_jax import convert
 from memocr_jax.checkpoint import Checkpoints, Meta
-from memocr_jax.config import Config, LoraConfig, ModelConfig, TrainConfig, save_config
+from memocr_jax.config import Config, LoraConfig, MeshConfig, ModelConfig, TrainConfig, save_config
 from memocr_jax.errors import UserError
 from memocr_jax.models import lora
 from memocr_jax.models.hf_weights import load_params
 from memocr_jax.models.qwen25_vl import abstract_model
 from memocr_jax.rl.trainable import Trainable
+from memocr_jax.sharding import make_mesh
 
 LORA = LoraConfig(rank=3, alpha=7.0, targets=("q_proj", "v_proj", "o_proj", "up_proj", "down_proj"))
 
@@ -54,6 +55,21 @@ def test_fresh_adapters_change_nothing_and_merged_ones_the_same(adapters):
     merged = hidden(trainable.base_graphdef, trainable.policy(trained))
     assert float(jnp.abs(with_adapters - base).max()) > 0.5
     np.testing.assert_allclose(merged, with_adapters, atol=1e-5)
+
+
+def test_four_devices_make_and_merge_the_same(small_model, tiny_mesh):
+    merged = []
+    for mesh in (tiny_mesh, make_mesh(MeshConfig(fsdp=2, tensor=2), jax.devices())):
+        graphdef, params = small_model.on(mesh)
+        trainable = Trainable(graphdef, params, "lora", LORA, mesh, 3)
+        trained = jax.tree.map(lambda x: x + 0.1, trainable.fresh(params))
+        policy = trainable.policy(trained)
+        for ours, theirs in zip(jax.tree.leaves(policy), jax.tree.leaves(params), strict=True):
+            assert ours.sharding == theirs.sharding
+        merged.append(policy)
+    assert any(not x.sharding.is_fully_replicated for x in jax.tree.leaves(trained))
+    for one, four in zip(*map(jax.tree.leaves, merged), strict=True):
+        np.testing.assert_allclose(one, four, atol=1e-6)
 
 
 def test_shapes_and_which_maps_get_one(adapters):
