@@ -46,6 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         context_tokens=arguments.max_context_tokens,
         max_new_tokens=arguments.max_new_tokens,
         image_tokens=arguments.max_image_tokens,
+        warm_up=arguments.warm_up,
+        say=say,
     )
     say(f"model {service.model.name}: http://{arguments.host}:{arguments.port}/v1")
     serve(create_app(service), arguments.host, arguments.port)
@@ -75,6 +77,12 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, dict]]:
     )
     add("--max-body-mb", type=int, default=32, help="largest request in MiB")
     add("--max-memories", type=int, default=1000, help="memories kept at most")
+    add(
+        "--warm-up",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="compile the programs of usual requests before the first one",
+    )
     add("--memory-dir", default="", help="folder where memories are kept; empty: they end with the server")
     arguments, rest = parser.parse_known_args(argv)
     for name, value in vars(arguments).items():

@@ -55,7 +55,8 @@ def tiny_mesh():
 def tiny_run(tiny_config, tiny_mesh, tmp_path_factory):
     """Makes run directories of the tiny model with random weights (step 0), as `convert import` does.
 
-    `tiny_run(agent={"budget_tokens": 16})` changes fields of configs/tiny.yaml by section.
+    `tiny_run(agent={"budget_tokens": 16})` changes fields of configs/tiny.yaml by section; `wide` makes the
+    weights four times as large as usual, so that what is sampled depends on the prompt.
     """
     import dataclasses
 
@@ -66,7 +67,7 @@ def tiny_run(tiny_config, tiny_mesh, tmp_path_factory):
     from memocr_jax.models.qwen25_vl import abstract_model, init_params
     from memocr_jax.sharding import param_shardings
 
-    def make(**changes) -> Path:
+    def make(wide: bool = False, **changes) -> Path:
         sections = {
             name: dataclasses.replace(getattr(tiny_config, name), **changes[name]) for name in changes
         }
@@ -75,6 +76,8 @@ def tiny_run(tiny_config, tiny_mesh, tmp_path_factory):
         options = {"dtype": jnp.float32, "mesh": tiny_mesh}
         _, abstract = abstract_model(model, **options)
         params = init_params(model, 0, param_shardings(abstract, tiny_mesh), **options)
+        if wide:
+            params = jax.tree.map(lambda x: x * (4 if x.ndim > 1 else 1), params)
         run_dir = tmp_path_factory.mktemp("runs") / "tiny"
         save_run(run_dir, config, model, params)
         return run_dir

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("memocr_jax.serve")
 
+SESSION_GROUPS = 10_000
+"""Groups after which a call of the engine is let run out, so that what it notes down stays bounded."""
+
 Watch = Callable[[int, np.ndarray], bool]
 """Told (sibling, its tokens so far i32[n]) every few tokens, by the scheduler; False ends that sibling."""
 
@@ -148,7 +151,9 @@ class Scheduler:
 
     def _take(self) -> list[PromptGroup]:
         """Groups that came since the last look."""
-        groups = []
+        groups: list[PromptGroup] = []
+        if self._taken >= SESSION_GROUPS:
+            return groups
         with self._changed:
             while self._waiting:
                 ticket = self._waiting.popleft()
@@ -178,6 +183,14 @@ class Scheduler:
             _fail(ticket, Cancelled())
         else:
             ticket.future.set_result(completions)
+
+
+def _whole(group: PromptGroup) -> PromptGroup:
+    """A group of one as a chat has it, all but the last token shared: so both can be in one batch."""
+    if len(group.suffixes) != 1 or group.suffix_images:
+        return group
+    prompt = np.concatenate([group.prefix, group.suffixes[0]])
+    return dataclasses.replace(group, prefix=prompt[:-1], suffixes=(prompt[-1:],))
 
 
 def _fail(ticket: Ticket, error: BaseException | None) -> None:
@@ -211,8 +224,12 @@ class SharedEngine:
         progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> list[list[Completion]]:
         """As `Engine.generate`; `params` are the scheduler's. Raises `Cancelled`."""
-        settings = {"sampling": sampling, "max_new_tokens": max_new_tokens}
-        self._tickets = [self._scheduler.submit(dataclasses.replace(group, **settings)) for group in groups]
+        self._tickets = [
+            self._scheduler.submit(
+                dataclasses.replace(_whole(group), sampling=sampling, max_new_tokens=max_new_tokens)
+            )
+            for group in groups
+        ]
         if self._cancelled:  # before there were tickets to cancel
             self.cancel()
         results = []
