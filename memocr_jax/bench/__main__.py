@@ -10,6 +10,7 @@ from memocr_jax.errors import UserError, nearest, run_command
 BENCHMARKS = {
     "evaluate": "memocr_jax.bench.evaluate",
     "model": "memocr_jax.bench.model",
+    "rl": "memocr_jax.bench.rl",
     "rl_train": "memocr_jax.bench.rl_train",
 }
 
