@@ -45,6 +45,13 @@ FREE = {
 """Instructions that move nothing themselves."""
 
 
+SLICES = ("dynamic-slice", "gather", "slice")
+"""Instructions that read a part of their first operand."""
+
+UPDATES = {"dynamic-update-slice": 1, "scatter": 2}
+"""Instructions that write a part of their first operand in place -> number of the operand with that part."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Collective:
     """Collectives of one kind and group size that a program does in one run, on one device."""
@@ -147,6 +154,7 @@ class _Module:
         self.computations: dict[str, dict[str, _Instruction]] = {}
         self.entry = ""
         self._costs: dict[tuple[str, bool], _Total] = {}
+        self._reads: dict[str, dict[int, float]] = {}
         current: dict[str, _Instruction] = {}
         for line in text.splitlines():
             if line.endswith("{") and " -> " in line and not line.startswith(" "):
@@ -206,54 +214,65 @@ class _Module:
         return [shape for name in i.operands if name in known for shape in known[name].shapes]
 
     def _read_bytes(self, computation: str, i: _Instruction) -> float:
-        """What an instruction reads: of an operand that is only sliced, the slices."""
+        """What an instruction reads, and (negative) what of its result it does not write: of an operand that
+        is only sliced, the slices; of a result that takes an operand's place, the part that changes."""
         known = self.computations[computation]
-        if i.opcode in ("dynamic-slice", "gather", "slice"):
+        if i.opcode in SLICES:
             return i.bytes
-        if i.opcode == "dynamic-update-slice":  # in place: what is written is the update
-            return 2 * known[i.operands[1]].bytes - i.bytes
-        inner = self.computations[i.called("calls")[0]] if i.opcode == "fusion" else {}
-        sliced = self._sliced_parameters(inner)
+        if i.opcode in UPDATES:
+            update = known.get(i.operands[UPDATES[i.opcode]])
+            return 2 * update.bytes - i.bytes if update else 0.0
+        inside = i.called("calls")[0] if i.opcode == "fusion" else None
+        sliced = self._parameter_reads(inside) if inside else {}
         total = 0.0
         for number, name in enumerate(i.operands):
-            if name not in known or all(shape.on_chip for shape in known[name].shapes):
+            if name in known:
+                total += min(sliced.get(number, math.inf), known[name].bytes)
+        return total - min(i.bytes, self._kept(inside)) if inside else total
+
+    def _parameter_reads(self, computation: str) -> dict[int, float]:
+        """Bytes that a fused computation reads of each parameter, infinite where it reads all of it."""
+        if computation not in self._reads:
+            inner = self.computations[computation]
+            users: dict[str, list[_Instruction]] = collections.defaultdict(list)
+            for instruction in inner.values():
+                for name in set(instruction.operands):
+                    users[name].append(instruction)
+            self._reads[computation] = {
+                int(i.arguments): self._reads_of(i.name, users)
+                for i in inner.values()
+                if i.opcode == "parameter"
+            }
+        return self._reads[computation]
+
+    def _reads_of(self, name: str, users: dict[str, list[_Instruction]]) -> float:
+        total = 0.0
+        for user in users[name]:
+            first = user.operands[0] == name
+            if user.opcode in SLICES and first:
+                total += _element_bytes(user.shapes[0].dtype) * math.prod(user.shapes[0].dims)
+            elif user.opcode in UPDATES and first:
                 continue
-            total += min(sliced.get(number, math.inf), known[name].bytes)
-        if i.opcode == "fusion":
-            total -= self._not_written(inner, i)
+            elif user.opcode == "bitcast":
+                total += self._reads_of(user.name, users)
+            elif user.opcode == "fusion":
+                inner = self._parameter_reads(user.called("calls")[0])
+                total += sum(inner[k] for k, operand in enumerate(user.operands) if operand == name)
+            else:
+                return math.inf
         return total
 
-    def _sliced_parameters(self, inner: dict[str, _Instruction]) -> dict[int, float]:
-        """Bytes read of each parameter of a fusion that goes into nothing but slices (number -> bytes)."""
-        users: dict[str, list[_Instruction]] = collections.defaultdict(list)
-        for instruction in inner.values():
-            for name in instruction.operands:
-                users[name].append(instruction)
-        found = {}
-        for instruction in inner.values():
-            if instruction.opcode != "parameter":
-                continue
-            size = 0.0
-            for user in users[instruction.name]:
-                first = user.operands[0] == instruction.name
-                if user.opcode in ("dynamic-slice", "gather", "slice") and first:
-                    size += math.prod(user.shapes[0].dims) * _element_bytes(user.shapes[0].dtype)
-                elif user.opcode == "dynamic-update-slice" and first:
-                    size += 0.0
-                else:
-                    size = math.inf
-            found[int(instruction.arguments)] = size
-        return found
-
-    def _not_written(self, inner: dict[str, _Instruction], i: _Instruction) -> float:
-        """Of a fusion that updates a slice in place: the bytes of its result that stay as they were."""
+    def _kept(self, computation: str) -> float:
+        """Bytes of a fusion's result that an update in place leaves as they were."""
+        inner = self.computations[computation]
         total = 0.0
-        for instruction in inner.values():
-            if instruction.opcode == "dynamic-update-slice" and instruction.bytes >= 0.99 * i.bytes / 4:
-                update = inner.get(instruction.operands[1])
-                size = instruction.shapes[0].bytes if not all(s.on_chip for s in i.shapes) else 0.0
-                total += max(0.0, size - (update.bytes if update else 0.0))
-        return min(total, i.bytes)
+        for i in inner.values():
+            if i.opcode in UPDATES:
+                update = inner.get(i.operands[UPDATES[i.opcode]])
+                total += max(0.0, i.bytes - (update.bytes if update else 0.0))
+            elif i.opcode == "fusion":
+                total += self._kept(i.called("calls")[0])
+        return total
 
     def _dot_flops(self, computation: str, i: _Instruction) -> float:
         left = self.computations[computation][i.operands[0]].shapes[0].dims

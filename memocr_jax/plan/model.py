@@ -200,7 +200,7 @@ def _forward_set(s: Setting, rows: float, length: int, tensor: int) -> float:
     heads = c.num_attention_heads / tensor
     mlp = 2 * tokens * c.intermediate_size / tensor * width
     attention = 3 * tokens * heads * c.head_dim * width
-    if getattr(s.config.model, "attention", "xla") == "xla":
+    if s.config.model.attention == "xla":
         # float32 scores and weights of a chunk of queries
         attention += 2 * rows * heads * min(default_query_chunk(length), length) * length * 4
     return 3 * tokens * c.hidden_size * width + max(mlp, attention)
@@ -210,8 +210,9 @@ def _update_programs(s: Setting, kind: Kind, full: bool) -> list[Program]:
     c, config, state = s.model.text, s.config, s.state
     width = jnp.dtype(config.model.dtype).itemsize
     tensor = config.mesh.tensor
-    windows, length, sampled = kind.row_shape(config, full=True)
-    _, mean_length, mean_sampled = kind.row_shape(config, full)
+    largest, usual = kind.row_shape(config, full=True), kind.row_shape(config, full)
+    windows, length, sampled = largest[:3]
+    mean_length, mean_sampled = usual.length, usual.sampled
     rows = config.train.micro_batch_rows / s.shards
     tokens = rows * length
     layer, head = layer_sizes(s.model)
@@ -235,18 +236,25 @@ def _update_programs(s: Setting, kind: Kind, full: bool) -> list[Program]:
     )
 
     # Operations at mean lengths: that is what most micro-batches have.
-    group_rows, siblings, row_tokens = kind.rows(config.train.max_row_tokens)
+    group_rows, siblings, row_tokens = kind.rows(config)
     own = round(kind.mean_suffix + kind.mean_completion)
     pairs = row_pairs(kind.prefix, [own] * siblings)
     useful = decoder_flops(s.model, round(row_tokens), pairs)
     useful += head_flops(s.model, round(siblings * kind.mean_completion))
-    done = decoder_flops(s.model, mean_length, mean_length * (mean_length + 1) // 2)
+    # Packed: masked scores are computed; aligned: siblings do not meet.
+    scores = mean_length * (mean_length + 1) // 2
+    if usual.siblings:
+        scores = row_pairs(usual.prefix, [usual.own] * usual.siblings)
+    done = decoder_flops(s.model, mean_length, scores)
     done += head_flops(s.model, mean_sampled)
     vision = vision_flops(s.model, kind.patches) if kind.patches else 0.0
     decoder_passes = {"all": 3, "decoder": 3, "lora": 2}[config.train.trainable]
     vision_passes = 3 if config.train.trainable == "all" else 1
     micro = math.ceil(kind.groups * group_rows / config.train.micro_batch_rows)
-    shape = f"{config.train.micro_batch_rows} x {length}" + (f", {windows} windows" if windows else "")
+    layout = f" ({largest.prefix} + {largest.siblings} x {largest.own})" if largest.siblings else ""
+    shape = f"{config.train.micro_batch_rows} x {length}{layout}" + (
+        f", {windows} windows" if windows else ""
+    )
     state_read = (state.trained + state.frozen) / 4 * width
     reads = (1 + chunks) / 2 * head / tensor * width
 
@@ -369,17 +377,17 @@ def _rollout_programs(s: Setting, kind: Kind) -> list[Program]:
             Program(
                 f"vision {kind.name}",
                 stage,
-                kind.rounds * groups,
-                vision_flops(s.model, patches),
-                (state.sampler * 0.1),
+                kind.rounds * groups / together,
+                per_device * vision_flops(s.model, patches),
+                per_device * patches * s.model.vision.hidden_size * 12 * width * s.model.vision.depth,
                 (),
-                state.sampler + patches * 1176 * 4,
-                12 * patches * s.model.vision.hidden_size * width,
+                state.sampler + per_device * patches * 1176 * 4,
+                12 * per_device * patches * s.model.vision.hidden_size * width,
                 0.0,
                 beside + cache,
-                vision_flops(s.model, kind.patches),
-                f"1 x {sizes.windows} windows",
-                setting="agent.budget_tokens smaller",
+                per_device * vision_flops(s.model, kind.patches),
+                f"{together} x {sizes.windows} windows",
+                setting="agent.budget_tokens or engine.prefill_tokens smaller",
             )
         )
     found.append(

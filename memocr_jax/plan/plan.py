@@ -182,8 +182,10 @@ def _use(program: Program, full: Program, facts: dict[str, Any]) -> None:
         if not math.isnan(facts["peak_bytes"]):
             program.temporary_bytes = facts["peak_bytes"] - program.argument_bytes - program.output_bytes
         return
-    for name in ("argument_bytes", "temporary_bytes", "output_bytes"):
-        setattr(program, name, float(facts[name]))
+    # Weights that a program does not read are none of its arguments, and are on the device all the same.
+    program.argument_bytes = max(program.argument_bytes, float(facts["argument_bytes"]))
+    program.temporary_bytes = float(facts["temporary_bytes"])
+    program.output_bytes = float(facts["output_bytes"])
     scale = lambda mine, theirs, at: mine * theirs / at if at else theirs  # noqa: E731
     shorter = program.flops / full.flops if full.flops else 1.0
     program.flops = scale(program.flops, facts["flops"], full.flops)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import os
@@ -83,9 +84,7 @@ class Programs:
     ):
         self.config, self.model, self.topology = config, model, topology
         dtype = jnp.dtype(config.model.dtype)
-        options = {"dtype": dtype}
-        if hasattr(config.model, "attention"):
-            options["attention"] = config.model.attention
+        options = {"dtype": dtype, "attention": config.model.attention}
         split = config.engine.devices
         training = (
             [d for i, d in enumerate(devices) if i % topology.per_process >= split] if split else devices
@@ -99,6 +98,7 @@ class Programs:
             config.train.micro_batch_rows,
             config.train.length_multiple,
             config.engine.window_multiple,
+            config.train.row_layout,
         )
         self.learner = Learner(
             graphdef,
@@ -183,49 +183,59 @@ class Programs:
 def compile_program(lowered: Any, topology: Topology, cache: Path | None) -> dict[str, Any]:
     """What XLA says of a program: memory, and its cost from the text (`hlo.program_cost`).
 
-    Results are kept in the folder `cache` by the program's text and the compiler's version. A program that
-    XLA refuses for its memory gives {"error": what it says, "peak_bytes": where it says so}.
+    What was compiled is kept in the folder `cache`, by the program's text and the compiler's version. A
+    program that XLA refuses for its memory gives {"error": what it says, "peak_bytes": where it says so}.
     """
     text = lowered.as_text()
     version = f"{jax.__version__} {jax.lib.__version__} {os.environ.get('LIBTPU_INIT_ARGS', '')} {topology}"
     name = hashlib.blake2b((version + text).encode(), digest_size=16).hexdigest()
-    path = None if cache is None else cache / f"{name}.json"
+    path = None if cache is None else cache / f"{name}.json.gz"
     if path is not None and path.exists():
-        return json.loads(path.read_text(encoding="utf-8"))
+        with gzip.open(path, "rt", encoding="utf-8") as file:
+            known = json.load(file)
+    else:
+        known = _compile(lowered)
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial = path.with_suffix(f".{os.getpid()}")
+            with gzip.open(partial, "wt", encoding="utf-8") as file:
+                json.dump(known, file)
+            partial.replace(path)
+    if "text" not in known:
+        return known
+    cost = program_cost(known.pop("text"))
+    return {
+        **known,
+        "flops": cost.flops,
+        "bytes": cost.bytes,
+        "collectives": [[c.kind, c.devices, c.count, c.bytes] for c in cost.collectives],
+        "unknown_loops": cost.unknown_loops,
+    }
+
+
+def _compile(lowered: Any) -> dict[str, Any]:
+    """The program's text and memory, or why XLA refuses it."""
     started = time.perf_counter()
     try:
-        result = _facts(lowered.compile())
+        compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         message = " ".join(str(error).split())
         if "RESOURCE_EXHAUSTED" not in message and "memory" not in message.lower():
             raise
         used = re.search(r"[Uu]sed ([\d.]+)([KMGT]) of ([\d.]+)([KMGT])", message)
         size = float(used.group(1)) * _UNITS[used.group(2)] if used else float("nan")
-        result = {"error": message[:500], "peak_bytes": size}
-    result["compile_s"] = time.perf_counter() - started
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".tmp")
-        partial.write_text(json.dumps(result), encoding="utf-8")
-        partial.replace(path)
-    return result
-
-
-_UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-
-
-def _facts(compiled: Any) -> dict[str, Any]:
+        return {"error": message[:500], "peak_bytes": size, "compile_s": time.perf_counter() - started}
     memory = compiled.memory_analysis()
-    cost = program_cost(compiled.as_text())
     return {
+        "text": compiled.as_text(),
+        "compile_s": time.perf_counter() - started,
         "argument_bytes": memory.argument_size_in_bytes,
         "temporary_bytes": memory.temp_size_in_bytes,
         "output_bytes": memory.output_size_in_bytes - memory.alias_size_in_bytes,
-        "flops": cost.flops,
-        "bytes": cost.bytes,
-        "collectives": [[c.kind, c.devices, c.count, c.bytes] for c in cost.collectives],
-        "unknown_loops": cost.unknown_loops,
     }
+
+
+_UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 def collectives_of(facts: dict[str, Any]) -> tuple[Collective, ...]:

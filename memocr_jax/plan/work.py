@@ -8,7 +8,7 @@ import math
 from memocr_jax.buckets import bucket
 from memocr_jax.config import Config
 from memocr_jax.models.config import Qwen25VLConfig
-from memocr_jax.models.flops import decoder_flops, head_flops, row_pairs, vision_flops
+from memocr_jax.rl.pack import Shape
 
 DRAFT_TOKENS, DRAFT_OWN_TOKENS = 160, 80
 READ_TOKENS, READ_OWN_TOKENS = 64, 64
@@ -44,39 +44,54 @@ class Kind:
         """Completion tokens of a step."""
         return self.groups * self.siblings * self.mean_completion
 
-    def rows(self, max_row_tokens: int) -> tuple[float, int, float]:
+    def rows(self, config: Config) -> tuple[int, int, float]:
         """How the learner packs a group: (rows of a group, siblings of a row, tokens of a row), at mean
         lengths."""
         own = self.mean_suffix + self.mean_completion
-        fit = max(1, int((max_row_tokens - self.prefix) // own))
+        limit = config.train.max_row_tokens
+        if config.train.row_layout == "aligned":
+            prefix, slots = self._aligned(config, own)
+            fit = max(1, (limit - prefix) // slots)
+        else:
+            fit = max(1, int((limit - self.prefix) // own))
         rows = math.ceil(self.siblings / fit)
         per_row = math.ceil(self.siblings / rows)
         return rows, per_row, self.prefix + per_row * own
 
-    def row_shape(self, config: Config, full: bool) -> tuple[int, int, int]:
-        """(windows, length, sampled tokens) of the largest micro-batch of these turns (`rl.pack`), or, unless
-        `full`, of one at mean lengths."""
-        limit, multiple = config.train.max_row_tokens, config.train.length_multiple
+    def row_shape(self, config: Config, full: bool) -> Shape:
+        """The largest micro-batch of these turns (`rl.pack`) or, unless `full`, one at mean lengths."""
+        train = config.train
+        windows = bucket(self.windows, config.engine.window_multiple) if self.windows else 0
+        _, siblings, mean_length = self.rows(config)
+        mean_own = self.mean_suffix + self.mean_completion
+        if train.row_layout == "aligned":
+            prefix, slots = self._aligned(config, mean_own)
+            if full:
+                _, most = self._aligned(config, self.suffix + self.completion)
+                smallest = max(1, train.length_multiple // 8)
+                steps = sorted({bucket(n, smallest) for n in range(smallest, most + 1, smallest)})
+                fits = [(min(self.siblings, max(1, (train.max_row_tokens - prefix) // s)), s) for s in steps]
+                siblings, slots = max(fits, key=lambda fit: (fit[0] * fit[1], fit[1]))
+            share = self.completion / (self.suffix + self.completion)
+            sampled = siblings * slots * (share if full else self.mean_completion / mean_own)
+            sampled = bucket(math.ceil(sampled), max(1, train.length_multiple // 4))
+            return Shape(windows, prefix + siblings * slots, sampled, prefix, siblings, slots)
         if full:
             own = self.suffix + self.completion
-            length = max(min(limit, self.prefix + self.siblings * own), self.prefix + own)
+            length = max(min(train.max_row_tokens, self.prefix + self.siblings * own), self.prefix + own)
             sampled = min(self.siblings * self.completion, length - self.prefix)
         else:
-            _, siblings, length = self.rows(limit)
-            sampled = siblings * self.mean_completion
-        windows = bucket(self.windows, config.engine.window_multiple) if self.windows else 0
-        return windows, bucket(math.ceil(length), multiple), bucket(math.ceil(sampled), max(1, multiple // 4))
+            length, sampled = mean_length, siblings * self.mean_completion
+        return Shape(
+            windows,
+            bucket(math.ceil(length), train.length_multiple),
+            bucket(math.ceil(sampled), max(1, train.length_multiple // 4)),
+        )
 
-    def forward_flops(self, model: Qwen25VLConfig, max_row_tokens: int) -> tuple[float, float]:
-        """(decoder and head, vision tower): operations of a forward pass over all turns of a step as the
-        learner packs them, at mean lengths, without padding."""
-        rows, siblings, length = self.rows(max_row_tokens)
-        own = round(self.mean_suffix + self.mean_completion)
-        pairs = row_pairs(self.prefix, [own] * siblings)
-        text = decoder_flops(model, round(length), pairs)
-        text += head_flops(model, round(siblings * self.mean_completion))
-        vision = vision_flops(model, self.patches) if self.patches else 0.0
-        return self.groups * rows * text, self.groups * rows * vision
+    def _aligned(self, config: Config, own: float) -> tuple[int, int]:
+        """Slots of the prefix and of a sibling of `own` tokens in an aligned row."""
+        multiple = config.train.length_multiple
+        return bucket(self.prefix, max(1, multiple // 2)), bucket(math.ceil(own), max(1, multiple // 8))
 
 
 def kinds_of(config: Config, model: Qwen25VLConfig, chunks: float, fill: float) -> list[Kind]:
