@@ -1,0 +1,91 @@
+"""The ablation command: each run, what is counted in memories, what is written; nothing is trained."""
+
+import json
+
+import pytest
+
+from memocr_jax import ablate
+from memocr_jax.ablate import AblationConfig, load, memory_shares, run_config, table, write_results
+from memocr_jax.config import load_config
+from memocr_jax.data.synthetic import SyntheticWorld
+from memocr_jax.errors import UserError
+
+FILE = "configs/nano_ablation.yaml"
+
+
+def test_methods_differ_in_what_they_say_and_in_nothing_else():
+    settings = load(FILE)
+    full, without = (run_config(settings, method, 1) for method in ("full", "without augM and augQ"))
+    assert (full.rl.weight_aug_m, full.rl.weight_aug_q) == (0.7, 0.3)
+    assert (without.rl.weight_aug_m, without.rl.weight_aug_q, without.rl.weight_std) == (0, 0, 1)
+    assert run_config(settings, "no RL", 0).train.steps == 0
+    assert full.run.seed == without.run.seed == 1 and full.run.dir != without.run.dir
+    for name in ("data", "agent", "model", "render", "optimizer", "eval"):
+        assert getattr(full, name) == getattr(without, name) == getattr(load_config(settings.base), name)
+
+
+def test_the_paper_methods_are_all_there():
+    assert list(load(FILE).methods) == list(ablate.PAPER)
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("methods: {}", "methods and seeds"),
+        ("methods: {full: {rl: {weight_augm: 0}}}", "weight_augm.*did you mean"),
+        ("methods: {full: {nix: {a: 0}}}", "section"),
+        ("methods: {full: {}}\nstarts: [a, b]", "2 starts for 3 seeds"),
+    ],
+)
+def test_what_cannot_work_is_said_before_anything_runs(tmp_path, text, complaint):
+    path = tmp_path / "ablation.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=complaint):
+        ablate.main(["--config", str(path)])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [(["--methods", "ful"], "no method 'ful'"), (["--seeds", "7"], "7 is not one of")],
+)
+def test_unknown_methods_and_seeds(arguments, complaint):
+    with pytest.raises(UserError, match=complaint):
+        ablate.main(["--config", FILE, *arguments])
+
+
+def test_shares_of_gold_evidence_and_facts_are_counted_in_the_memories():
+    config = load_config("configs/nano.yaml")
+    world = SyntheticWorld(config.data.synthetic, config.data.seed, "validation", 3)
+    fact = lambda f: f"{f.person} {f.value}"  # noqa: E731
+    entries = []
+    for number, question in enumerate(world):
+        [gold] = question.evidence
+        others = [f for f in question.facts if f != gold]
+        # The gold fact as heading; as text, under another heading; with a wrong value, and a fact missing.
+        memory = [
+            "\n\n".join([f"# {fact(gold)}", *map(fact, others)]),
+            "\n\n".join([f"# {fact(others[0])}", *map(fact, [gold, *others[1:]])]),
+            "\n\n".join([f"# {gold.person} {others[0].value}", *map(fact, others[1:])]),
+        ][number]
+        evidence = [f.sentence for f in question.evidence]
+        entries.append({"question": question.question, "evidence": evidence, "memories": [memory]})
+    shares = memory_shares(config, entries)
+    assert shares == {"gold_in_heading": 1 / 3, "facts_kept": (5 + 5 + 3) / 15, "memories": 3}
+
+
+def test_results_of_finished_runs_are_written(tmp_path):
+    settings = AblationConfig(dir=str(tmp_path), seeds=(0, 1), methods={"full": {}, "no RL": {}})
+    for seed, value in ((0, 0.9), (1, 1.0)):
+        folder = tmp_path / f"full_seed{seed}"
+        folder.mkdir()
+        accuracy = {b: {"mean": value, "low": value - 0.1, "high": value} for b in ("32", "2")}
+        (folder / "ablation.json").write_text(
+            json.dumps({"accuracy": accuracy, "gold_in_heading": value, "facts_kept": 1.0, "memories": 4})
+        )
+    write_results(settings)
+    results = json.loads((tmp_path / "ablation.json").read_text())
+    assert results["full"]["accuracy"] == {"32": [0.9, 1.0], "2": [0.9, 1.0]}
+    assert results["full"]["interval"]["2"] == [[0.8, 0.9], [0.9, 1.0]] and "no RL" not in results
+    assert "| full | 90.0 100.0 | 90.0 100.0 | 90.0 100.0 | 100.0 100.0 |" in table(results)
+    assert "| without augM | 61.3 | 48.5 | 41.2 |" in (tmp_path / "ablation.md").read_text()
+    assert (tmp_path / "ablation.png").stat().st_size > 5000
