@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from memocr_jax.processes import gather
-from memocr_jax.rl.pack import MiniBatch, Packing, batch_shape, empty_batch
+from memocr_jax.rl.pack import MiniBatch, Packing, Shape, batch_shape, empty_batch
 from memocr_jax.sharding import own_rows
 from memocr_jax.types import TrainBatch
 
@@ -43,12 +43,12 @@ def agree(minibatches: Sequence[MiniBatch], packing: Packing, mesh: jax.sharding
 
 
 def _agreed(minibatch: MiniBatch, everyone: Sequence[dict], packing: Packing, block: int) -> MiniBatch:
-    most: Counter = Counter()
+    most: Counter[Shape] = Counter()
     for theirs in everyone:
-        most |= Counter(tuple(shape) for shape in theirs["shapes"])
-    by_shape: dict[tuple, list] = {}
+        most |= Counter(Shape(*shape) for shape in theirs["shapes"])
+    by_shape: dict[Shape, list[TrainBatch]] = {}
     for batch in minibatch.batches:
-        by_shape.setdefault(tuple(batch_shape(batch)), []).append(batch)
+        by_shape.setdefault(batch_shape(batch), []).append(batch)
     batches = []
     for shape in sorted(most):
         own = by_shape.get(shape, [])

@@ -162,6 +162,11 @@ class Learner:
             out_shardings=(layout, moments, whole, whole),
         )
 
+    @property
+    def executables(self) -> int:
+        """Programs compiled so far; it stays where it is when nothing is compiled any more."""
+        return sum(program._cache_size() for program in (self._logp, self._accumulate, self._apply))
+
     def init(self, params: nnx.State) -> TrainState:
         """A fresh state that starts from `params` (all of them), which it consumes; moments are laid out as
         the parameters are."""

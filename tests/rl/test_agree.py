@@ -7,7 +7,7 @@ import pytest
 
 from memocr_jax.rl import agree as module
 from memocr_jax.rl.agree import agree
-from memocr_jax.rl.pack import MiniBatch, Packing, batch_shape, empty_batch
+from memocr_jax.rl.pack import MiniBatch, Packing, Shape, batch_shape, empty_batch
 
 
 @pytest.fixture
@@ -34,8 +34,8 @@ def exchange(monkeypatch, packing, everyone):
 
 
 def test_who_lacks_a_micro_batch_adds_padding(monkeypatch, packing):
-    text, page = (0, 32, 8), (1, 48, 16)
-    make = lambda shape: empty_batch(shape, packing)._replace(advantage=np.ones((2, shape[2]), np.float32))  # noqa: E731
+    text, page = Shape(0, 32, 8), Shape(1, 48, 16)
+    make = lambda shape: empty_batch(shape, packing)._replace(advantage=np.ones((2, shape.sampled), np.float32))  # noqa: E731
     everyone = [
         [MiniBatch([make(page), make(text), make(text)], tokens=5, sequences=2, longest=4)],
         [MiniBatch([make(text)], tokens=7, sequences=3, longest=6)],

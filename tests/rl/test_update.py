@@ -423,3 +423,32 @@ def test_adapters_learn_with_the_base_as_reference(small_model, tiny_mesh, texts
     resumed = learner.update(restored, both).state
     for x, y in zip(values(resumed.params), values(went_on.params), strict=True):
         np.testing.assert_array_equal(x, y)
+
+
+def test_nothing_is_compiled_after_the_first_steps(small_model, tiny_mesh, turns):
+    """20 steps of turns of varying number and length, where a row has one length (train.length_multiple)."""
+    learner, params = make_learner(
+        small_model, tiny_mesh, rl=RLConfig(kl_coef=0.0), max_row_tokens=128, length_multiple=128
+    )
+    state = learner.init(params)
+    rng = np.random.default_rng(5)
+
+    def shortened(t):
+        n = int(rng.integers(1, len(t.turn.completion.tokens) + 1))
+        c = t.turn.completion
+        c = dataclasses.replace(c, tokens=c.tokens[:n], sampler_logp=c.sampler_logp[:n])
+        suffix = rng.integers(8, 200, int(rng.integers(1, 9))).astype(np.int32)
+        return WeightedTurn(dataclasses.replace(t.turn, completion=c, suffix=suffix), t.advantage)
+
+    def step(state, part):
+        return learner.update(state, [pack_turns([shortened(t) for t in part], learner.packing)]).state
+
+    state = step(state, turns)
+    compiled = learner.executables
+    for _ in range(20):
+        images = [t for t in turns if t.turn.image is not None]
+        texts = [t for t in turns if t.turn.image is None]
+        part = [texts[i] for i in rng.choice(len(texts), int(rng.integers(1, 7)), replace=False)]
+        state = step(state, part + images[: int(rng.integers(0, 4))])
+    assert state.step == 21 and compiled >= 3
+    assert learner.executables == compiled
