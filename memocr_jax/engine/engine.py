@@ -41,6 +41,8 @@ class Engine:
         mesh: this process's devices.
         config: sizes and memory.
         eos_ids: tokens that end a completion.
+        decoding_copy: whether decoding reads a copy of the weights in another layout, and a cache of
+            separate layers; by default on a CPU, where that is two to three times as fast.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class Engine:
         mesh: jax.sharding.Mesh,
         config: EngineConfig,
         eos_ids: Sequence[int],
+        decoding_copy: bool | None = None,
     ):
         self.graphdef, self.model_config, self.mesh, self.config = graphdef, model_config, mesh, config
         self.eos_ids = tuple(eos_ids)
@@ -59,8 +62,8 @@ class Engine:
         """Images that went through the vision tower since the engine was made."""
         self._kinds: list[Kind] = []
         self._dtype = _compute_dtype(graphdef)
-        # On a CPU, decoding reads a copy of the weights in another layout, and a cache of separate layers.
-        self._copies = mesh.devices.flat[0].platform == "cpu"
+        on_cpu = mesh.devices.flat[0].platform == "cpu"
+        self._copies = on_cpu if decoding_copy is None else decoding_copy
         self._copy_graphdef: nnx.GraphDef | None = None
         text = model_config.text
         kv = cache_sharding(mesh, text.num_key_value_heads, stacked=not self._copies)

@@ -137,10 +137,12 @@ def plan(
         rows, resident = up(groups * siblings), up(resident)
         together = max(1, min(groups, config.prefill_tokens // row_length))
         together = up(1 << (together.bit_length() - 1))
-        slots = rows * capacity + resident * limits.prefix_tokens
-        # A prefill's keys and values exist twice: as computed, and as they go into the cache.
-        slots += 2 * together * row_length
-        return rows, resident, together, slots / shards * bytes_per_slot / GIB
+        slots = lambda rows: rows * capacity + min(rows, resident) * limits.prefix_tokens  # noqa: E731
+        # Beside the pool there are, at times, a prefill's keys and values, twice (as computed, and as they go
+        # into the pool), or the next smaller pool.
+        smaller = sizes(rows, config.pool_sizes, 4, shards)[1:2]
+        beside = max(2 * together * row_length, sum(map(slots, smaller)))
+        return rows, resident, together, (slots(rows) + beside) / shards * bytes_per_slot / GIB
 
     groups = min(limits.groups or config.groups, config.groups)
     if config.cache_gib:
