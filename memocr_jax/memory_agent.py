@@ -70,6 +70,8 @@ _HABITS = {
     "render": ("theme_css", "width_px", *PIXEL_FIELDS),
     "eval": ("temperature", "top_p"),
 }
+_NO_TRAINING = {"train": {"row_layout": "aligned"}}
+"""What training would need for some `model.attention`, and what does not matter here."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,8 +198,9 @@ def open_model(
 def _open_run(path: Path, step: int | None, mesh: Mesh, settings: Settings) -> OpenModel:
     with open_checkpoint(path, step) as (checkpoints, step):
         meta = checkpoints.meta(step)
-        # How a cluster was split between sampling and training is nothing to this machine.
-        config = _changed(load_config(path / "config.yaml"), {"engine": {"devices": 0, "tensor": 1}})
+        # How the run's own machines were used is nothing to this one.
+        elsewhere = {"engine": {"devices": 0, "tensor": 1}, "model": {"attention": "xla"}}
+        config = _changed(load_config(path / "config.yaml"), elsewhere | _NO_TRAINING)
         config = _changed(_with_theme(config, meta), settings)
         model = Qwen25VLConfig.from_dict(meta.model, f"checkpoint {step} of {path}")
         system = _light(build_system(config, model, mesh))
@@ -212,7 +215,7 @@ def _open_hf(path_or_id: str | Path, revision: str | None, mesh: Mesh, settings:
     with TensorFiles(directory) as tensors:
         dtype = tensors.info(tensors.names()[0]).dtype.name
     model = files | {"init": "pretrained", "dtype": "float32" if dtype == "float32" else "bfloat16"}
-    config = _changed(Config(), {"model": model, "tokenizer": files})
+    config = _changed(Config(), {"model": model, "tokenizer": files} | _NO_TRAINING)
     habits = read_json(directory / HABITS_FILE)
     templates = habits.pop("templates", {})
     if set(habits) - set(_HABITS) or not all(isinstance(part, dict) for part in habits.values()):
@@ -230,7 +233,8 @@ def _open_hf(path_or_id: str | Path, revision: str | None, mesh: Mesh, settings:
 def _light(system: System) -> System:
     """The system with parameters in the compute type: nothing is learned here, so half the memory does."""
     dtype = jnp.dtype(system.config.model.dtype)
-    graphdef, abstract = abstract_model(system.model, dtype=dtype, param_dtype=dtype, mesh=system.mesh)
+    options = {"dtype": dtype, "mesh": system.mesh, "attention": system.config.model.attention}
+    graphdef, abstract = abstract_model(system.model, param_dtype=dtype, **options)
     return dataclasses.replace(system, graphdef=graphdef, abstract_params=abstract)
 
 

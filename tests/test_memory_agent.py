@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 import memocr_jax
-from memocr_jax import ask
+from memocr_jax import ask, memory_agent
 from memocr_jax.errors import UserError
 from memocr_jax.memory_agent import Document, MemoryAgent, open_model, read_document, save_habits
 from memocr_jax.metrics import Stopwatch
@@ -26,6 +26,23 @@ QUICK = {
     "engine": {"groups": 4, "length_multiple": 256, "decode_segment": 8},
 }
 TEXT = " ".join(f"Fact {i} is that the river number {i} is long." for i in range(6))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_engine():
+    """All agents of these tests share an engine, which holds no weights: so its programs are traced once."""
+    engines = {}
+    real = memory_agent.Engine
+
+    def shared(graphdef, model, mesh, config, eos_ids):
+        key = (repr(config), repr(model))
+        if key not in engines:
+            engines[key] = real(graphdef, model, mesh, config, eos_ids)
+        return engines[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(memory_agent, "Engine", shared)
+        yield
 
 
 @pytest.fixture(scope="module")
