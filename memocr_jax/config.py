@@ -284,6 +284,9 @@ class WarmupStage:
     """Most facts; 0 means data.synthetic.facts."""
     questions: int = 0
     """Questions that are asked of one memory; 0 means one for every fact."""
+    ask: Literal["any", "headings"] = "any"
+    """Which facts are asked about: any of them; or headings first, and on pages below the full budget (where
+    nothing else can be read) headings alone."""
     clozes: int = 1
     """Clozes that are asked of one memory, where it is text or a page at the full budget."""
 

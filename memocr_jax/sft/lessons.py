@@ -179,7 +179,12 @@ class Lessons:
         agent = self._agent
         full = budget_tokens is None or budget_tokens >= agent.budget_tokens
         asked: list[tuple[TurnKind, Region, str, str]] = []
-        for i in rng.permutation(len(facts))[: stage.questions or len(facts)]:
+        order = [int(i) for i in rng.permutation(len(facts))]
+        number = stage.questions or len(facts)
+        if stage.ask == "headings":
+            order.sort(key=lambda i: i not in headings)
+            number = number if full else max(1, len(headings))
+        for i in order[:number]:
             region: Region = "heading" if i in headings else "body"
             asked.append((TurnKind.QA, region, self._ask(facts[i], rng), boxed(facts[i].value)))
         for _ in range(stage.clozes if full else 0):

@@ -114,6 +114,15 @@ def test_a_view_is_the_page_as_it_is_shown_everywhere(budget, shape):
     assert ("copy" in {t.region for t in row}) == (budget == 32), "a small page cannot be copied"
 
 
+def test_headings_can_be_asked_about_first_and_on_small_pages_alone():
+    stage = WarmupStage(facts_min=5, questions=2, ask="headings")
+    for row in make("read@32", 20, stage=stage):
+        regions = [t.region for t in row if t.region in ("heading", "body")]
+        assert len(regions) == 2 and regions == sorted(regions, reverse=True)
+    small = [[t.region for t in row] for row in make("read@2", 40, stage=stage)]
+    assert {len(regions) for regions in small} <= {1, 2} and sum(r[0] == "heading" for r in small) > 30
+
+
 def test_no_fact_of_the_evaluation_is_taught():
     stated = set()
     for kind in ("draft", "lookup", "read@32"):
