@@ -124,6 +124,10 @@ def evaluate(
 
         weights = Weights(config, checkpoint, step)
         config = weights.config
+        journal = Journal(directory, jax.process_index())
+        mark = _fingerprint(config, weights.identity())
+        if not config.run.fresh:
+            journal.check(mark)
         system = build_system(config)
         weights.require_same_model(system)
         sets = []
@@ -137,12 +141,11 @@ def evaluate(
             if is_main():
                 if config.run.fresh and (moved := _move_aside(directory)):
                     console.print(f"--run.fresh: what was in {directory} is now in {moved}", soft_wrap=True)
-                journal.open(_fingerprint(config, weights.identity()))
+                journal.open(mark)
 
-        journal = Journal(directory, jax.process_index())
         together(prepare)
         if not is_main():
-            journal.open(_fingerprint(config, weights.identity()))
+            journal.open(mark)
         finished = journal.finished()
         work = _Work(config, sets, journal, finished, jax.process_index(), jax.process_count())
         with _Progress(console, config, sets, work, is_main()) as progress:

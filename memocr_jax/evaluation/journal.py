@@ -33,20 +33,25 @@ class Journal:
         self.directory = Path(directory)
         self._own = self.directory / FOLDER / f"part-{process:05d}.jsonl"
 
+    def check(self, fingerprint: Mapping[str, Any]) -> None:
+        """Raise UserError when another evaluation's questions are here, naming the first difference."""
+        path = self.directory / FOLDER / FINGERPRINT
+        if path.is_file():
+            require_same(json.loads(path.read_text(encoding="utf-8")), fingerprint, self.directory)
+
     def open(self, fingerprint: Mapping[str, Any]) -> None:
         """Start, or go on with, the evaluation that `fingerprint` (flat, of JSON values) describes.
 
-        Raises UserError when another evaluation's questions are here, naming the first difference.
+        Raises UserError as `check` does.
         """
+        self.check(fingerprint)
         folder = self.directory / FOLDER
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"--to {self.directory}: cannot be made ({error.strerror})") from None
         path = folder / FINGERPRINT
-        if path.is_file():
-            require_same(json.loads(path.read_text(encoding="utf-8")), fingerprint, self.directory)
-        else:
+        if not path.is_file():
             replace_file(path, json.dumps(fingerprint, indent=1, ensure_ascii=False) + "\n")
         if self._own.is_file():
             with self._own.open("r+b") as file:

@@ -153,9 +153,9 @@ def console_table(summary: Mapping[str, Any], metric: str = "em") -> rich.table.
     title = f"{METRIC_NAMES[metric]}, %" + ("" if narrow else ", 95 % interval")
     shown = RichTable(title=title)
     shown.add_column("method", no_wrap=True)
-    shown.add_column("budget", justify="right")
+    shown.add_column("budget", justify="right", no_wrap=True)
     for name, length in table.columns:
-        shown.add_column(f"{name}\n{length}", justify="right")
+        shown.add_column(f"{name}\n{length}", justify="right", overflow="fold")
     for method, budget, row in table.rows:
         cells = (_mean(score) + ("" if narrow else f"  {_interval(score)}") for score in row)
         shown.add_row(method, _budget(budget), *(cell.strip() for cell in cells))

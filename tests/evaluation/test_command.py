@@ -135,16 +135,21 @@ def test_what_an_evaluation_leaves(whole):
     ]
 
 
-def test_interrupted_at_random_and_run_again_it_leaves_the_same(place, whole):
+def test_interrupted_at_random_and_run_again_it_leaves_the_same(place, whole, by_hand):
     folder, _ = place
     directory = folder / "killed"
+    by_hand.make_entries(directory, (("nq", "10k"),), 2, pages=False)  # another evaluation: moved aside
     journal = directory / "journal/part-00000.jsonl"
     rng = random.Random(time.time_ns())
     lines = lambda: journal.read_bytes().count(b"\n") if journal.exists() else 0  # noqa: E731
-    for number, status in ((signal.SIGKILL, -9), (signal.SIGTERM, 75)):
-        before, process = lines(), start(place, "killed")
+    for number, status, fresh in ((signal.SIGKILL, -9, ["--run.fresh"]), (signal.SIGTERM, 75, [])):
+        before, process = 0 if fresh else lines(), start(place, "killed", *fresh)
         deadline = time.monotonic() + 200
-        while lines() <= before and process.poll() is None and time.monotonic() < deadline:
+        while (
+            (lines() <= before or (fresh and not (folder / "killed.1").exists()))
+            and process.poll() is None
+            and time.monotonic() < deadline
+        ):
             time.sleep(0.002)
         time.sleep(rng.random() * 0.3)
         process.send_signal(number)
@@ -155,6 +160,7 @@ def test_interrupted_at_random_and_run_again_it_leaves_the_same(place, whole):
     with journal.open("ab") as file:
         file.write(b'{"place": [1, 3], "resul')
     done = lines()
+    assert len((folder / "killed.1/journal/part-00000.jsonl").read_bytes().splitlines()) == 2
     status, output = finish(start(place, "killed"))
     assert status == 0, output
     assert f"going on: {done} of 8 questions are finished" in output
@@ -165,17 +171,25 @@ def test_interrupted_at_random_and_run_again_it_leaves_the_same(place, whole):
     }
 
 
-def test_another_evaluation_is_refused_and_fresh_moves_it_aside(place, whole):
+def test_another_evaluation_is_refused_at_once(place, whole, monkeypatch):
+    from memocr_jax.errors import UserError
+    from memocr_jax.evaluate import main
+
     directory, _ = whole
     before = (directory / "results.jsonl").read_bytes()
-    status, output = finish(start(place, "whole", "--eval.temperature", 0))
-    assert status == 2 and "Traceback" not in output
-    (line,) = [line for line in output.splitlines() if line.startswith("error: ")]
-    assert "eval.temperature is 1.0 there and 0.0 here" in line and "--run.fresh" in line
+    monkeypatch.chdir(place[0])
+    with pytest.raises(UserError, match=r"eval.temperature is 1.0 there and 0.0 here.*--run.fresh"):
+        main(["--config", "eval.yaml", "--to", "whole", "--eval.temperature", "0"])
     assert (directory / "results.jsonl").read_bytes() == before
-    arguments = ("--run.fresh", "--eval.questions", 1, "--eval.methods", "visual memory")
-    status, output = finish(start(place, "whole", *arguments))
-    assert status == 0, output
-    assert "what was in whole is now in whole.1" in output
-    assert (place[0] / "whole.1/results.jsonl").read_bytes() == before
-    assert len((directory / "results.jsonl").read_text().splitlines()) == SETS * len(BUDGETS)
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3, 7])
+def test_every_question_belongs_to_one_process(processes):
+    from memocr_jax.evaluate import _Set, _Work
+
+    sets = [_Set("a", "10k", (), 5), _Set("b", "10k", (), 2)]
+    finished = {(0, 1): {}, (1, 1): {}}
+    works = [_Work(None, sets, None, finished, process, processes) for process in range(processes)]
+    for s, one in enumerate(sets):
+        assert sorted(i for work in works for i in work.own[s]) == list(range(one.questions))
+    assert sum(work.total for work in works) == 7 and sum(work.left for work in works) == 5
