@@ -277,7 +277,8 @@ class WarmupStage:
     updates: int = 0
     rows: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Packed rows of a batch by lesson: draft (write a memory), lookup (questions about a memory given as
-    text), read@B (questions about a page shown at B visual tokens)."""
+    text), read@B (questions about a page shown at B visual tokens), titles@B (about two facts, both
+    headings)."""
     facts_min: int = 1
     """Fewest facts that a memory of this stage has."""
     facts_max: int = 0
@@ -286,7 +287,7 @@ class WarmupStage:
     """Questions that are asked of one memory; 0 means one for every fact."""
     ask: Literal["any", "headings"] = "any"
     """Which facts are asked about: any of them; or headings first, and on pages below the full budget (where
-    nothing else can be read) headings alone."""
+    nothing else can be read) one heading alone."""
     clozes: int = 1
     """Clozes that are asked of one memory, where it is text or a page at the full budget."""
 

@@ -41,7 +41,7 @@ HEADINGS = ((1, 0.85), (0, 0.1), (2, 0.05))
 class LessonKind:
     """One entry of a stage's `rows`: the kind of lesson and, for a page, its budget."""
 
-    name: Literal["draft", "lookup", "read"]
+    name: Literal["draft", "lookup", "read", "titles"]
     budget_tokens: int = 0
 
     @classmethod
@@ -50,10 +50,10 @@ class LessonKind:
         name, _, budget = text.partition("@")
         if name in ("draft", "lookup") and not budget:
             return cls(name)
-        if name == "read" and budget.isdecimal() and int(budget) > 0:
-            return cls("read", int(budget))
+        if name in ("read", "titles") and budget.isdecimal() and int(budget) > 0:
+            return cls(name, int(budget))
         raise UserError(
-            f"warmup.stages: {text!r} is not a lesson; use draft, lookup or read@BUDGET (read@32)"
+            f"warmup.stages: {text!r} is not a lesson; use draft, lookup, read@BUDGET or titles@BUDGET"
         )
 
 
@@ -104,7 +104,10 @@ class Lessons:
         headings = rng.permutation(number)[
             : int(rng.choice([n for n, _ in HEADINGS], p=[p for _, p in HEADINGS]))
         ]
-        if rng.random() < 0.75:  # where drafts have it
+        if kind.name == "titles":
+            chosen = chosen[:2]
+            headings = np.arange(len(chosen))
+        elif rng.random() < 0.75:  # where drafts have it
             order = [*headings, *(i for i in range(number) if i not in headings)]
             chosen, headings = [chosen[i] for i in order], np.arange(len(headings))
         text = memory_text(chosen, headings)
@@ -160,7 +163,9 @@ class Lessons:
         if drawn.pixels is None:
             raise UserError(f"a page of the warm-up could not be drawn ({drawn.status}: {drawn.detail})")
         view = fit(drawn.pixels, kind.budget_tokens)
-        return self._questions(view, facts, headings, text, stage, rng, kind.budget_tokens)
+        # Where all is heading, nothing is too small to be read.
+        full = kind.name == "titles" or kind.budget_tokens >= self._agent.budget_tokens
+        return self._questions(view, facts, headings, text, stage, rng, full)
 
     def _questions(
         self,
@@ -170,20 +175,19 @@ class Lessons:
         text: str,
         stage: WarmupStage,
         rng: np.random.Generator,
-        budget_tokens: int | None = None,
+        full: bool = True,
     ) -> list[Taught]:
-        """Questions about facts, clozes, and (for a page at the full budget) its text, as siblings.
+        """Questions about facts, clozes, and (for a page) its text, as siblings.
 
-        A page below the full budget cannot be read whole, so it gets questions about facts alone.
+        Without `full` the page is too small to be read whole, so it gets questions about facts alone.
         """
         agent = self._agent
-        full = budget_tokens is None or budget_tokens >= agent.budget_tokens
         asked: list[tuple[TurnKind, Region, str, str]] = []
         order = [int(i) for i in rng.permutation(len(facts))]
         number = stage.questions or len(facts)
         if stage.ask == "headings":
             order.sort(key=lambda i: i not in headings)
-            number = number if full else max(1, len(headings))
+            number = number if full else 1
         for i in order[:number]:
             region: Region = "heading" if i in headings else "body"
             asked.append((TurnKind.QA, region, self._ask(facts[i], rng), boxed(facts[i].value)))
