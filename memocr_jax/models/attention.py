@@ -31,13 +31,15 @@ def default_query_chunk(length: int) -> int:
     """Queries whose scores exist at once in the XLA path; [heads, L, L] never does.
 
     Short rows: few enough that scores stay in a processor's cache (512 -> 128 made a forward pass over 512
-    tokens 9% faster on one core). Long rows: few chunks, which are unrolled.
+    tokens 9% faster on one core). Long rows: large products.
     """
     return 128 if length <= 2048 else 512
 
 
 def visible(
-    query_segments: Int32[Array, "B q"], key_segments: Int32[Array, "B k"], first_query: int = 0
+    query_segments: Int32[Array, "B q"],
+    key_segments: Int32[Array, "B k"],
+    first_query: int | Array = 0,
 ) -> Bool[Array, "B q k"]:
     """Which keys a query of a packed row sees: not later, and in the prefix (0) or its own sibling.
 
@@ -113,16 +115,34 @@ def require_backend(implementation: str, backend: str, dtype: str) -> None:
         )
 
 
+BANDS = 8
+"""Parts of a long row's queries that are programs of their own. Each sees the keys up to its own end: with 8,
+an eighth more scores than needed; one program for each of 32 chunks took minutes to compile."""
+
+
 def _masked(q: Array, k: Array, v: Array, segments: Array, query_chunk: int | None) -> Array:
     """`packed` with the mask written out, a few queries at a time."""
     length = q.shape[1]
-    query_chunk = query_chunk or default_query_chunk(length)
+    size = query_chunk or default_query_chunk(length)
+    chunks = -(-length // size)
+    step = size * -(-chunks // BANDS)
     outputs = []
-    for start in range(0, length, query_chunk):
-        end = min(start + query_chunk, length)
-        mask = visible(segments[:, start:end], segments[:, :end], first_query=start)
-        # No key after the chunk's last query is seen.
-        outputs.append(_attend(q[:, start:end], k[:, :end], v[:, :end], mask))
+    for start in range(0, length, step):
+        end = min(start + step, length)
+        # No key after the band's last query is seen.
+        keys, values, key_segments = k[:, :end], v[:, :end], segments[:, :end]
+
+        def one(_, chunk, keys=keys, values=values, key_segments=key_segments):
+            queries, query_segments, first = chunk
+            mask = visible(query_segments, key_segments, first_query=first)
+            return None, _attend(queries, keys, values, mask)
+
+        if chunks <= BANDS:
+            outputs.append(one(None, (q[:, start:end], segments[:, start:end], start))[1])
+        else:
+            firsts = start + size * jnp.arange(-(-(end - start) // size))
+            queries = _split(q[:, start:end], size), _split(segments[:, start:end], size), firsts
+            outputs.append(_join(jax.lax.scan(one, None, queries)[1], end - start))
     return outputs[0] if len(outputs) == 1 else jnp.concatenate(outputs, axis=1)
 
 
@@ -254,15 +274,9 @@ def _scores(q: Array, k: Array, valid: Array, causal: bool, first: Array) -> Flo
     return jnp.where(seen[:, None, None], scores, MASKED)
 
 
-def _chunks(length: int) -> tuple[int, int]:
-    """(number, size) of the query chunks whose scores exist at once."""
-    size = min(length, default_query_chunk(length))
-    return -(-length // size), size
-
-
-def _split(x: Float[Array, "B T ..."]) -> Float[Array, "n B c ..."]:
-    """Queries in chunks, for a scan."""
-    count, size = _chunks(x.shape[1])
+def _split(x: Float[Array, "B T ..."], size: int) -> Float[Array, "n B c ..."]:
+    """Queries in chunks of `size`, for a scan; the last is padded with zeros."""
+    count = -(-x.shape[1] // size)
     x = jnp.pad(x, [(0, 0), (0, count * size - x.shape[1])] + [(0, 0)] * (x.ndim - 2))
     return jnp.moveaxis(x.reshape(x.shape[0], count, size, *x.shape[2:]), 1, 0)
 
@@ -275,7 +289,8 @@ def _join(x: Float[Array, "n B c ..."], length: int) -> Float[Array, "B T ..."]:
 def _flash_xla(q: Array, k: Array, v: Array, valid: Array, causal: bool) -> tuple[Array, Array]:
     """`Kernel` in plain operations, a few queries at a time."""
     length = q.shape[1]
-    firsts = jnp.arange(_chunks(length)[0]) * _chunks(length)[1]
+    size = min(length, default_query_chunk(length))
+    firsts = jnp.arange(0, length, size)
 
     def one(_, chunk):
         q, first = chunk
@@ -290,7 +305,7 @@ def _flash_xla(q: Array, k: Array, v: Array, valid: Array, causal: bool) -> tupl
         lse = jnp.moveaxis(top + jnp.log(total), 3, 1)
         return None, (out.reshape(*q.shape), lse.reshape(*q.shape[:3]))
 
-    _, (out, lse) = jax.lax.scan(one, None, (_split(q), firsts))
+    _, (out, lse) = jax.lax.scan(one, None, (_split(q, size), firsts))
     return _join(out, length), _join(lse, length)
 
 
@@ -300,7 +315,8 @@ def _part_gradient(
     """Gradients of q, k and v of one part, given the log-sum-exp over all parts; float32."""
     _, length, heads, dim = q.shape
     kv_heads, f32 = k.shape[2], jnp.float32
-    firsts = jnp.arange(_chunks(length)[0]) * _chunks(length)[1]
+    size = min(length, default_query_chunk(length))
+    firsts = jnp.arange(0, length, size)
     grouped = lambda x: x.reshape(*x.shape[:2], kv_heads, heads // kv_heads, *x.shape[3:])  # noqa: E731
     to_scores = lambda x: jnp.moveaxis(grouped(x), 1, 3)[..., None]  # noqa: E731
 
@@ -318,7 +334,7 @@ def _part_gradient(
         return (d_k, d_v), d_q.reshape(*q.shape)
 
     empty = (jnp.zeros(k.shape, f32), jnp.zeros(v.shape, f32))
-    queries = (_split(q), _split(lse), _split(d_out), _split(delta), firsts)
+    queries = (*(_split(x, size) for x in (q, lse, d_out, delta)), firsts)
     (d_k, d_v), d_q = jax.lax.scan(one, empty, queries)
     return _join(d_q, length), d_k, d_v
 

@@ -47,7 +47,7 @@ def packed_mask(segments):
     prefix=st.integers(0, 5),
     siblings=st.lists(st.integers(0, 4), max_size=3),
     gaps=st.lists(st.integers(0, 2), min_size=5, max_size=5),
-    chunk=st.sampled_from([3, 4, 7, 64]),
+    chunk=st.sampled_from([2, 3, 7, 64]),  # of 20 slots: 2 makes more chunks than bands
 )
 def test_packed_rows_with_padding_anywhere(prefix, siblings, gaps, chunk):
     parts = [[-1] * gaps[0], [0] * prefix]
@@ -70,7 +70,7 @@ def test_gradients_do_not_depend_on_chunks_and_padding_gets_none():
         out = attention.packed(*args, segments, query_chunk=chunk)
         return (out[segments >= 0] ** 2).sum()
 
-    whole, chunked = (jax.grad(loss)((q, k, v), chunk) for chunk in (64, 5))
+    whole, chunked = (jax.grad(loss)((q, k, v), chunk) for chunk in (64, 1))
     for a, b in zip(whole, chunked, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
         assert not np.asarray(a)[0, 7:9].any()
