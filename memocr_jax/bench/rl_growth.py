@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
+import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
+from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
 from memocr_jax.config import Config, load_config
 from memocr_jax.data.loader import load_examples
@@ -35,6 +39,29 @@ def growth_results(args: Any, axes: dict[str, tuple[int, ...]] = AXES) -> dict[s
     numbers show how the parts of a step grow, not what a step of a real model costs.
     """
     del args  # a step is timed once, after one of the same shapes
+    with (
+        tempfile.TemporaryDirectory() as cache,
+        # Settings that need the same programs compile them once.
+        _set("jax_compilation_cache_dir", cache),
+        _set("jax_persistent_cache_min_compile_time_secs", 0.1),
+    ):
+        return _grow(axes)
+
+
+@contextlib.contextmanager
+def _set(name: str, value: Any) -> Iterator[None]:
+    """A setting of JAX, put back at the end."""
+    before = getattr(jax.config, name)
+    jax.config.update(name, value)
+    reset_cache()  # whether there is a cache is otherwise decided once, at the first compilation
+    try:
+        yield
+    finally:
+        jax.config.update(name, before)
+        reset_cache()
+
+
+def _grow(axes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
     done: dict[tuple[tuple[str, int], ...], dict[str, Any]] = {}
     results: dict[str, list[dict[str, Any]]] = {}
     for axis, values in axes.items():
@@ -55,9 +82,14 @@ def _config(siblings: int, chunks: int, chunk_tokens: int) -> Config:
         config.data,
         chunk_tokens=chunk_tokens,
         max_chunks=chunks,
-        # A sentence of filler has about 20 tokens: enough of them that every chunk is full.
+        # A sentence has about 9 tokens: enough of them that chunks are nearly full.
         synthetic=change(
-            config.data.synthetic, questions=4, chunks=chunks, filler=chunk_tokens // 16, facts=2 * chunks
+            config.data.synthetic,
+            questions=4,
+            chunks=chunks,
+            facts=2 * chunks,
+            distractors=chunks,
+            filler=chunks * (chunk_tokens // 11 - 3),
         ),
     )
     return change(
