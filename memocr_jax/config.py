@@ -30,6 +30,9 @@ class RunConfig:
     """Seed of every random stream of the run."""
     fresh: bool = False
     """Start over: what is in the run directory is moved aside instead of being continued."""
+    compiled_dir: str = ""
+    """Folder or bucket that keeps compiled programs, for all processes and later runs; empty means what the
+    environment says (JAX_COMPILATION_CACHE_DIR), else none."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,6 +111,11 @@ class EngineConfig:
     left, decoding goes on with fewer."""
     length_sizes: int = 2
     """Lengths that prompts of a kind are padded to when prefilled, each half of the one before."""
+    warm_up: bool = True
+    """Compile every program that sampling needs before the first step. False compiles each when it is needed:
+    the first step comes sooner, but a later one may stop to compile."""
+    question_tokens: int = 256
+    """Longest question that programs are compiled for ahead; a longer one compiles one of its own."""
     tensor: int = 1
     """Devices of a process that share one layer while sampling; the others hold copies."""
     devices: int = 0
@@ -268,6 +276,15 @@ class HealthConfig:
     """Updates in a row that may be skipped for a gradient that is not finite, before the run stops."""
     max_failed_pages: float = 0.5
     """Share of a step's memories whose page may fail to be drawn, before the run stops."""
+    hang_s: float = 0.0
+    """Seconds without any progress after which a process writes the stacks of its threads to stacks/ and ends
+    with status 1, for its launcher to start all again; 0 means that it waits. Longer than a compilation."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ProfileConfig:
+    steps: str = ""
+    """Steps to capture a profile of, as first:last (10:13 are four) or one number; empty means none."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -391,6 +408,7 @@ class Config:
     checkpoint: CheckpointConfig = CheckpointConfig()
     validation: ValidationConfig = ValidationConfig()
     health: HealthConfig = HealthConfig()
+    profile: ProfileConfig = ProfileConfig()
     log: LogConfig = LogConfig()
     eval: EvalConfig = EvalConfig()
     warmup: WarmupConfig = WarmupConfig()
@@ -529,6 +547,7 @@ def validate(config: Config) -> None:
             "engine.prefill_tokens": c.engine.prefill_tokens,
             "engine.pool_sizes": c.engine.pool_sizes,
             "engine.length_sizes": c.engine.length_sizes,
+            "engine.question_tokens": c.engine.question_tokens,
             "engine.tensor": c.engine.tensor,
             "rl.waves": c.rl.waves,
             "rl.questions_per_step": c.rl.questions_per_step,
@@ -575,6 +594,7 @@ def validate(config: Config) -> None:
             "validation.temperature": c.validation.temperature,
             "health.max_skipped_updates": c.health.max_skipped_updates,
             "health.max_failed_pages": c.health.max_failed_pages,
+            "health.hang_s": c.health.hang_s,
             "log.trajectory_every_steps": c.log.trajectory_every_steps,
             "log.trajectory_questions": c.log.trajectory_questions,
             "eval.questions": c.eval.questions,
@@ -665,6 +685,7 @@ def validate(config: Config) -> None:
         raise UserError(
             f"processes.coordinator, count and index are used with launcher flags only; it is {p.launcher!r}"
         )
+    profile_steps(c.profile.steps)
     if not c.eval.methods:
         raise UserError(f"eval.methods is empty: name some of {', '.join(typing.get_args(Method))}")
     for name, values in {"eval.budgets": c.eval.budgets, "eval.methods": c.eval.methods}.items():
@@ -676,6 +697,20 @@ def validate(config: Config) -> None:
             "eval.samples 1 or a temperature above 0"
         )
     evaluation_sets(c)
+
+
+def profile_steps(text: str) -> tuple[int, int] | None:
+    """`profile.steps` as (first, last), or None. Raises UserError."""
+    if not text:
+        return None
+    first, _, last = text.partition(":")
+    try:
+        found = int(first), int(last or first)
+    except ValueError:
+        found = (0, 0)
+    if not 1 <= found[0] <= found[1]:
+        raise UserError(f"profile.steps is {text!r}: give a step or first:last, such as 10:13")
+    return found
 
 
 def evaluation_sets(config: Config) -> list[tuple[str, str, DataConfig]]:

@@ -56,6 +56,7 @@ def _train(config: Config) -> int:
     from memocr_jax.checkpoint import Checkpoints
     from memocr_jax.data.loader import QuestionOrder, load_examples
     from memocr_jax.metrics import Stopwatch
+    from memocr_jax.operations import Operations, use_compilation_cache
     from memocr_jax.processes import code_version, is_main, require_same, together
     from memocr_jax.progress import TrainProgress
     from memocr_jax.report import write_about, write_report
@@ -65,6 +66,7 @@ def _train(config: Config) -> int:
     from memocr_jax.system import build_learner, build_system, parameter_count
 
     run_dir = Path(config.run.dir)
+    use_compilation_cache(config.run.compiled_dir)
     system = together(lambda: build_system(config))
     examples = together(lambda: load_examples(config.data, system.tokenizer, "train"))
     together(lambda: _require_equal_shares(config))
@@ -75,25 +77,41 @@ def _train(config: Config) -> int:
     stopwatch = Stopwatch()
 
     with contextlib.ExitStack() as stack:
+        operations = stack.enter_context(Operations(config, run_dir))
         progress = stack.enter_context(TrainProgress(config.train.steps, quiet=not is_main()))
+
+        def stage(name: str, done: int, total: int) -> None:
+            operations.beat()
+            progress.stage(name, done, total)
+
         checkpoints = stack.enter_context(
             Checkpoints(run_dir, config.checkpoint.keep, config.checkpoint.keep_best)
         )
         newest = checkpoints.latest()
         meta = None if newest is None else checkpoints.meta(newest)
         render = together(lambda: _remembered_theme(config, meta, progress.say))
-        agent = together(lambda: stack.enter_context(system.agent(stopwatch, progress.stage, render)))
+        agent = together(lambda: stack.enter_context(system.agent(stopwatch, stage, render)))
+
+        # What sampling needs is known before any weight is loaded, and so is whether it fits.
+        limits = agent.prompt_limits(config.rl.group_size, config.data.chunk_tokens, render)
+        fits = together(lambda: [agent.engine.fits(kind) for kind in limits])
 
         # The state: fresh, or that of the newest complete checkpoint.
-        initial = system.initial_params()
-        learner = build_learner(system, initial, stopwatch)
-        if meta is None:
-            state, next_policy = learner.init(initial), None
-        else:
-            state, next_policy = _restored(config, system, learner, checkpoints, meta, len(examples), initial)
+        with operations.goodput.stage("restore"):
+            initial = system.initial_params()
+            learner = build_learner(system, initial, stopwatch)
+            if meta is None:
+                state, next_policy = learner.init(initial), None
+            else:
+                state, next_policy = _restored(
+                    config, system, learner, checkpoints, meta, len(examples), initial
+                )
         parameters = parameter_count(initial)
         del initial  # the reference policy, where one is needed, is the learner's
         progress.start(config, run_dir, parameters, examples, state.step, moved)
+        progress.say(f"attention: {config.model.attention}; " + "; ".join(map(str, fits)))
+        if config.engine.warm_up and state.step < config.train.steps:
+            agent.engine.warm_up(system.sampler_params(learner.policy_params(state)), limits)
         log = stack.enter_context(
             run_directory.RunLog(run_dir, config, system.tokenizer, state.step, quiet=not is_main())
         )
@@ -113,6 +131,7 @@ def _train(config: Config) -> int:
             stopped = None
             while state.step < config.train.steps and stopped is None:
                 step = state.step + 1
+                operations.begin(step)
                 started = time.perf_counter()
                 result = schedule.take(learner.policy_params(state), step)
                 updated, minibatches = update(learner, state, result, _own_minibatch(config))
@@ -123,17 +142,21 @@ def _train(config: Config) -> int:
                     metrics |= validate(learner.policy_params(state))
                 failure = _failure(config, run_dir, metrics, updated, minibatches)
                 flops = update_flops(minibatches, system.model, config.train.trainable)
-                timing = _timing(metrics, time.perf_counter() - started, stopwatch.take(), flops)
+                stages = stopwatch.take()
+                timing = _timing(metrics, time.perf_counter() - started, stages, flops)
+                timing["time/programs"] = agent.engine.executables + learner.executables
                 log.metrics(step, metrics, timing)
                 log.trajectories(step, result)
                 progress.step(step, metrics, timing)
+                operations.end(step, stages)
                 last = step == config.train.steps or stopped is not None or failure is not None
                 if step % config.checkpoint.every_steps == 0 or last:
                     items = learner.checkpoint_items(state)
                     if schedule.next_policy is not None:
                         items["next_policy"] = schedule.next_policy
                     score = metrics.get("validation/accuracy")
-                    checkpoints.save(_meta(config, system, state, len(examples), render), items, score)
+                    with operations.goodput.stage("checkpoint"):
+                        checkpoints.save(_meta(config, system, state, len(examples), render), items, score)
                 if failure is not None:
                     checkpoints.close()
                     raise UserError(failure)

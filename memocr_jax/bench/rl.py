@@ -31,6 +31,7 @@ PARTS = {
         "logp_results",
         "the sampler's log-probabilities and the trainer's",
     ),
+    "stages": ("memocr_jax.bench.rl_stages", "stage_results", "seconds of each stage of a whole step"),
     "growth": ("memocr_jax.bench.rl_growth", "growth_results", "a whole step with more of everything"),
 }
 """Part -> module, function of the parsed arguments, what it is."""

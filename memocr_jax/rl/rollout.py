@@ -15,15 +15,18 @@ import numpy as np
 from flax import nnx
 
 from memocr_jax.config import AgentConfig, SamplingConfig
-from memocr_jax.engine import Engine, PromptGroup
+from memocr_jax.engine import Engine, PromptGroup, PromptLimits
+from memocr_jax.images import num_windows
 from memocr_jax.metrics import Stopwatch
+from memocr_jax.models.config import VisionConfig
 from memocr_jax.prompts import DEFAULT_TEMPLATES, Templates, draft_prompt, read_prompt
 from memocr_jax.rl.gap_fill import GapFill, make_gap_fill
 from memocr_jax.rng import host_rng, row_key
 from memocr_jax.tokenizer import Tokenizer
 from memocr_jax.types import QaExample, Turn, TurnKind
+from render.settings import TOKEN_PX, RenderSettings
 from render.types import MemoryPage
-from render.views import degrade, fit, image_tokens
+from render.views import degrade, fit, image_tokens, token_grid
 
 
 class Renderer(Protocol):
@@ -95,6 +98,13 @@ class ReadRequest:
     """Distinguishes the random streams of several readings of one page (evaluation: the budget)."""
 
 
+def _most_windows(page: RenderSettings, budget_tokens: int, vision: VisionConfig) -> int:
+    """Attention windows of the view that has the most, over all heights that a page may have."""
+    heights = range(TOKEN_PX, page.max_height_px + TOKEN_PX, TOKEN_PX)
+    grids = {token_grid(height, page.width_px, budget_tokens) for height in heights}
+    return max(num_windows(rows * TOKEN_PX, columns * TOKEN_PX, vision) for rows, columns in grids)
+
+
 @dataclasses.dataclass(frozen=True)
 class Agent:
     """The memory agent over an engine and a renderer.
@@ -110,6 +120,35 @@ class Agent:
     stopwatch: Stopwatch
     templates: Templates = DEFAULT_TEMPLATES
     progress: Callable[[str, int, int], None] = lambda stage, done, total: None
+
+    def prompt_limits(self, samples: int, chunk_tokens: int, page: RenderSettings) -> list[PromptLimits]:
+        """The largest prompts that training asks the engine for: drafts, full views and shrunk views.
+
+        Args:
+            samples: G, memories of a question.
+            chunk_tokens: longest chunk of a document.
+            page: how wide and high pages are.
+        """
+        config, question = self.config, self.engine.config.question_tokens
+        empty = np.zeros(0, np.int32)
+        prompt = draft_prompt("", empty, "", config.memory_format, self.templates)
+        prefix, suffix = map(len, self.tokenizer.encode_prompt(prompt))
+        new = config.draft_max_new_tokens
+        limits = [PromptLimits("drafts", samples, prefix + question + chunk_tokens, suffix + new, new)]
+        reduction = config.low_res_factor**2 if config.low_res_mode == "shrink" else 1
+        for name, siblings, budget in (
+            ("full views", 2, config.budget_tokens),
+            ("shrunk views", 1, max(1, config.budget_tokens // reduction)),
+        ):
+            prefix, suffix = map(len, self.tokenizer.encode_prompt(read_prompt("", self.templates), [budget]))
+            longest = max(question, config.gap_fill_window_chars if siblings == 2 else 0)
+            windows = _most_windows(page, budget, self.engine.model_config.vision)
+            limits.append(
+                PromptLimits(
+                    name, siblings, prefix, suffix + longest, config.read_max_new_tokens, windows=windows
+                )
+            )
+        return limits
 
     def draft_memories(
         self,

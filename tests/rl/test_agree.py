@@ -35,7 +35,9 @@ def exchange(monkeypatch, packing, everyone):
 
 def test_who_lacks_a_micro_batch_adds_padding(monkeypatch, packing):
     text, page = Shape(0, 32, 8), Shape(1, 48, 16)
-    make = lambda shape: empty_batch(shape, packing)._replace(advantage=np.ones((2, shape.sampled), np.float32))  # noqa: E731
+    make = lambda shape: empty_batch(shape, packing)._replace(
+        advantage=np.ones((2, shape.sampled), np.float32)
+    )  # noqa: E731
     everyone = [
         [MiniBatch([make(page), make(text), make(text)], tokens=5, sequences=2, longest=4)],
         [MiniBatch([make(text)], tokens=7, sequences=3, longest=6)],
