@@ -58,9 +58,9 @@ def test_growth_measures_each_setting_once(monkeypatch):
     seen = []
     monkeypatch.setattr(rl_growth, "_measure", lambda config: seen.append(config) or {"step_s": 1.0})
     growth = rl_growth.growth_results(ONCE)["growth"]
-    assert [row["siblings"] for row in growth["siblings"]] == [2, 4, 8, 16]
+    assert [row["siblings"] for row in growth["siblings"]] == [4, 8, 16]
     assert [row["chunks"] for row in growth["chunks"]] == [2, 4, 8, 16]
-    assert len(seen) == 4 + 3 + 2  # the base is in every list
+    assert len(seen) == 3 + 3 + 1  # the base is in every list
     assert {c.data.max_chunks for c in seen} == {2, 4, 8, 16}
 
 

@@ -24,9 +24,9 @@ from memocr_jax.system import build_learner, build_system
 ROOT = Path(__file__).resolve().parents[2]
 
 AXES: dict[str, tuple[int, ...]] = {
-    "siblings": (2, 4, 8, 16),
+    "siblings": (4, 8, 16),
     "chunks": (2, 4, 8, 16),
-    "chunk_tokens": (160, 320, 640),
+    "chunk_tokens": (160, 320),
 }
 """What grows, the rest being as in `base`."""
 BASE = {"siblings": 4, "chunks": 2, "chunk_tokens": 160}
@@ -110,8 +110,9 @@ def _measure(config: Config) -> dict[str, Any]:
     loaded = load_examples(config.data, system.tokenizer, "train")
     examples = [loaded[i] for i in range(config.rl.questions_per_step)]
     with system.agent(stopwatch) as agent:
-        learner = build_learner(system, system.initial_params(), stopwatch)
-        state = learner.init(system.initial_params())
+        initial = system.initial_params()
+        learner = build_learner(system, initial, stopwatch)
+        state = learner.init(initial)
         for _ in range(2):
             stopwatch.take()
             with _PeakMemory() as memory:
