@@ -108,7 +108,10 @@ def test_scientific_notation_without_a_dot_is_a_number(tmp_path):
         ({"agent": {"read_max_new_tokens": 2}, "sampling": {"min_new_tokens": 3}}, ["min_new_tokens", "2"]),
         ({"eval": {"budgets": []}}, ["eval.budgets"]),
         ({"model": {"path": ""}}, ["model.path"]),
-        ({"model": {"attention": "splash"}}, ["model.attention", "splash", "train.row_layout", "aligned"]),
+        (
+            {"model": {"path": "x", "attention": "splash"}},
+            ["model.attention", "splash", "train.row_layout", "aligned"],
+        ),
         ({"engine": {"cache_gib": -1.0}}, ["engine.cache_gib", "-1"]),
         ({"data": {"source": "flashrag"}}, ["data.path"]),
         ({"rl": {"weight_std": 0.0, "weight_aug_m": 0.0, "weight_aug_q": 0.0}}, ["weight_std"]),

@@ -4,12 +4,13 @@ import dataclasses
 
 import jax
 import numpy as np
+import psutil
 import pytest
 
 from memocr_jax.config import EngineConfig, MeshConfig, validate
 from memocr_jax.data.loader import load_examples
 from memocr_jax.metrics import Stopwatch
-from memocr_jax.rl.step import train_step, weighted_turns
+from memocr_jax.rl.step import rollout, update, weighted_turns
 from memocr_jax.rl.step_metrics import rollout_metrics
 from memocr_jax.system import build_learner, build_system
 from memocr_jax.types import TurnKind
@@ -40,13 +41,31 @@ class Tampering:
     """The real renderer, given other texts for some memories."""
 
     def __init__(self, renderer, texts):
-        self._renderer, self._texts = renderer, texts
+        self._renderer, self._texts, self._count = renderer, texts, 0
 
-    def render(self, memories):
-        return self._renderer.render([self._texts.get(i, text) for i, text in enumerate(memories)])
+    def submit(self, memory):
+        self._count += 1
+        return self._renderer.submit(self._texts.get(self._count - 1, memory))
 
 
-def run_step(config, texts=None, without_answer=()):
+class Killing:
+    """The real renderer, all of whose browsers are killed once pages are under way."""
+
+    def __init__(self, renderer, page):
+        self._renderer, self._at, self.killed = renderer, page, 0
+
+    def submit(self, memory):
+        future = self._renderer.submit(memory)
+        self._at -= 1
+        if self._at == 0:
+            for process in psutil.Process().children(recursive=True):
+                if "chrom" in process.name():
+                    process.kill()
+                    self.killed += 1
+        return future
+
+
+def run_step(config, texts=None, without_answer=(), kill_at=0):
     validate(config)
     stopwatch = Stopwatch()
     system = build_system(config)
@@ -59,12 +78,18 @@ def run_step(config, texts=None, without_answer=()):
     with system.agent(stopwatch) as agent:
         if texts:
             agent = dataclasses.replace(agent, renderer=Tampering(agent.renderer, texts))
-        state, result, update = train_step(
-            agent, learner, learner.init(initial), batch, config.rl, config.sampling, 1
-        )
-    assert set(stopwatch.take()) == {"draft", "render", "read", "update"}
-    params = [np.asarray(x) for x in jax.tree.leaves(state.params)]
-    return result, update, params, state
+        if kill_at:
+            killing = Killing(agent.renderer, kill_at)
+            agent = dataclasses.replace(agent, renderer=killing)
+        state = learner.init(initial)
+        policy = system.sampler_params(learner.policy_params(state))
+        result = rollout(agent, policy, batch, config.rl, config.sampling, 1)
+        if kill_at:
+            assert killing.killed, "no browser was there to be killed"
+        updated, _ = update(learner, state, result, config.rl.minibatch_questions)
+    assert set(stopwatch.take()) == {"draft", "render_exposed", "read", "update"}
+    params = [np.asarray(x) for x in jax.tree.leaves(updated.state.params)]
+    return result, updated.metrics, params, updated.state
 
 
 @pytest.fixture(scope="module")
@@ -72,11 +97,12 @@ def one_device(config):
     with pytest.MonkeyPatch.context() as patch:
         devices = jax.devices()[:1]
         patch.setattr(jax, "devices", lambda *_: devices)
-        return run_step(config)
+        # Every browser dies in the middle of the step, which four devices below do without a death.
+        return run_step(config, kill_at=3)
 
 
 def test_every_question_is_drafted_rendered_and_read_three_ways(config, one_device):
-    result, update, _, state = one_device
+    result, learned, _, state = one_device
     assert [(m.q, m.g) for m in result.memories] == [(q, g) for q in range(Q) for g in range(G)]
     for memory in result.memories:
         assert [turn.chunk for turn in memory.drafts] == list(range(len(result.examples[memory.q].chunks)))
@@ -92,21 +118,24 @@ def test_every_question_is_drafted_rendered_and_read_three_ways(config, one_devi
             assert len(prefixes) == 1
     assert result.scores.scored.shape == (Q, G, 3)
     turns = weighted_turns(result)
-    assert update["update/tokens"] == sum(len(t.turn.completion.tokens) for t in turns)
-    assert update["rollout/logp_gap"] < 1e-4
+    assert learned["update/tokens"] == sum(len(t.turn.completion.tokens) for t in turns)
+    assert learned["rollout/logp_gap"] < 1e-4
     assert (state.step, state.updates) == (1, Q)  # mini-batches of one question
 
 
 def test_four_devices_do_the_same(config, one_device):
     mesh = MeshConfig(data=2, fsdp=2, tensor=1)
-    result, update, params, _ = run_step(dataclasses.replace(config, mesh=mesh))
+    result, learned, params, _ = run_step(dataclasses.replace(config, mesh=mesh))
     expected, expected_update, expected_params, _ = one_device
     for ours, theirs in zip(result.memories, expected.memories, strict=True):
         assert ours.text == theirs.text
         assert ours.page.content_hash == theirs.page.content_hash
     np.testing.assert_array_equal(result.scores.rewards, expected.scores.rewards)
     for name, value in expected_update.items():
-        np.testing.assert_allclose(update[name], value, rtol=1e-3, atol=1e-4, err_msg=name)
+        if value is None:
+            assert learned[name] is None, name
+        else:
+            np.testing.assert_allclose(learned[name], value, rtol=1e-3, atol=1e-4, err_msg=name)
     for ours, theirs in zip(params, expected_params, strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
@@ -117,12 +146,12 @@ def test_what_cannot_be_read_is_counted_weighs_nothing_and_the_step_goes_on(conf
         devices = jax.devices()[:1]
         patch.setattr(jax, "devices", lambda *_: devices)
         # Memories are ordered by (q, g): question 0 has samples 0..3, question 1 samples 4..7.
-        result, update, params, _ = run_step(
+        result, learned, params, _ = run_step(
             config, texts={0: "", 1: " \n\t ", 2: too_long}, without_answer={1}
         )
     statuses = [memory.page.status for memory in result.memories[:3]]
     assert statuses == [PageStatus.EMPTY, PageStatus.EMPTY, PageStatus.TOO_LARGE]
-    metrics = rollout_metrics(result)
+    metrics = rollout_metrics(result).as_dict()
     assert (metrics["render/empty"], metrics["render/failed"]) == (2, 1)
     assert metrics["question/without_answer"] == 1
     # Of question 0 only sample 3 was read; question 1 was read, but has nothing to be scored with.
@@ -132,7 +161,7 @@ def test_what_cannot_be_read_is_counted_weighs_nothing_and_the_step_goes_on(conf
     assert (result.draft_advantage[scored.any(-1) == False] == 0).all()  # noqa: E712
     trained = {(t.turn.q, t.turn.g) for t in weighted_turns(result)}
     assert trained == {(0, 3)}
-    assert update["update/updates"] == 1  # the mini-batch of question 1 is empty
+    assert learned["update/updates"] == 1  # the mini-batch of question 1 is empty
     assert all(np.isfinite(x).all() for x in params)
 
 
@@ -140,10 +169,10 @@ def test_nothing_to_read_at_all(config):
     with pytest.MonkeyPatch.context() as patch:
         devices = jax.devices()[:1]
         patch.setattr(jax, "devices", lambda *_: devices)
-        result, update, _, state = run_step(config, texts=dict.fromkeys(range(Q * G), ""))
+        result, learned, _, state = run_step(config, texts=dict.fromkeys(range(Q * G), ""))
     assert not result.readings and not result.scores.scored.any()
-    assert update == {"update/tokens": 0, "update/updates": 0}
+    assert learned == {"update/tokens": 0, "update/updates": 0, "update/skipped": 0}
     assert state.step == 1
-    metrics = rollout_metrics(result)
+    metrics = rollout_metrics(result).as_dict()
     assert metrics["reward/std"] is None  # a mean over nothing is not zero
     assert metrics["render/empty"] == Q * G
