@@ -135,10 +135,11 @@ class Learner:
 
         ours = functools.partial(logp, self._trainable.graphdef)
         self._logp = jax.jit(lambda *args: ours(*args)[0])
+        self._programs = [self._logp]
         if not rl.kl_coef:
             self._ref_logp = None
         elif trainable == "lora":
-            base = jax.jit(lambda *args: logp(graphdef, *args)[0])
+            self._programs.append(base := jax.jit(lambda *args: logp(graphdef, *args)[0]))
             nothing = nnx.State({})
             self._ref_logp = lambda batch: base(nothing, self._trainable.frozen, batch)
         else:
@@ -161,11 +162,12 @@ class Learner:
             donate_argnames=("params", "opt_state"),
             out_shardings=(layout, moments, whole, whole),
         )
+        self._programs += [self._zeros, self._accumulate, self._apply]
 
     @property
     def executables(self) -> int:
         """Programs compiled so far; it stays where it is when nothing is compiled any more."""
-        return sum(program._cache_size() for program in (self._logp, self._accumulate, self._apply))
+        return sum(program._cache_size() for program in self._programs)
 
     def init(self, params: nnx.State) -> TrainState:
         """A fresh state that starts from `params` (all of them), which it consumes; moments are laid out as
