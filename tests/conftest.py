@@ -7,16 +7,18 @@ from pathlib import Path
 # Compiling takes most of the time of these tests, and a third of it without optimisation. Read by XLA once,
 # when its backend starts.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+# The same program compiled by two tests, by two workers or in two commands is compiled once. Kept for this run of
+# the tests alone: workers and commands find it in their environment, and who made it removes it.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    _CACHE = tempfile.TemporaryDirectory(prefix="memocr-tests-")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 import jax
 import pytest
 
 jax.config.update("jax_num_cpu_devices", 4)
-# The same program compiled by two tests is compiled once. Cached for this run of the tests alone.
-_CACHE = tempfile.TemporaryDirectory(prefix="memocr-tests-")
-jax.config.update("jax_compilation_cache_dir", _CACHE.name)
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 ROOT = Path(__file__).resolve().parents[1]
 

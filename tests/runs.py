@@ -50,16 +50,12 @@ def _merge(tree: dict, changes: dict) -> None:
             tree[key] = value
 
 
-def environment(folder: Path, devices: int = 1) -> dict[str, str]:
-    """Compiled programs are shared between all runs in `folder`."""
+def environment(devices: int = 1) -> dict[str, str]:
+    """Of a command; compiled programs are shared with all tests (tests/conftest.py)."""
     return {
         **os.environ,
         "PYTHONPATH": str(ROOT),
-        "XLA_FLAGS": "--xla_backend_optimization_level=0",
         "JAX_NUM_CPU_DEVICES": str(devices),
-        "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
-        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
         "COLUMNS": "200",
     }
 
@@ -69,7 +65,7 @@ def start(folder: Path, what: tuple[str, ...], *arguments, devices: int = 1) -> 
     return subprocess.Popen(
         [sys.executable, *what, *map(str, arguments)],
         cwd=folder,
-        env=environment(folder, devices),
+        env=environment(devices),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

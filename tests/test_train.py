@@ -21,7 +21,7 @@ def workplace(tmp_path_factory):
     """A directory to run commands in; compiled programs are shared between them."""
     folder = tmp_path_factory.mktemp("runs")
     write_config(folder / "quick.yaml")
-    return folder, environment(folder)
+    return folder, environment()
 
 
 def command(workplace, module, *arguments, **options):
