@@ -1,9 +1,10 @@
 """What a sweep over budgets costs: `python -m memocr_jax.bench evaluate [--questions 8] [--out FILE]`.
 
 The same questions are evaluated at one budget (1,024) and at eight (1,024 ... 8), warm and in turns, with
-drafting, drawing in Chromium and reading. Lengths are the paper's divided by about eight; pages are not: they
-have hundreds of tokens, so that the larger budgets show different views too (`views_per_question` says how
-many; what looks the same is read once).
+drafting, drawing in Chromium and reading. Documents have about 10,000 tokens in two chunks, the shortest of
+the paper's lengths and so the hardest case: the longer the draft, the less its reading matters. Pages have
+hundreds of tokens, so that the larger budgets show different views too (`views_per_question` says how many;
+what looks the same is read once).
 """
 
 from __future__ import annotations
@@ -25,10 +26,10 @@ TARGET = 1.5
 def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m memocr_jax.bench evaluate", description=__doc__)
     parser.add_argument("--model", default="configs/models/tiny", help="its config.json gives the shape")
-    parser.add_argument("--questions", type=int, default=8)
+    parser.add_argument("--questions", type=int, default=4)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--draft-tokens", type=int, default=256, help="length of every memory")
-    parser.add_argument("--read-tokens", type=int, default=32, help="length of every answer")
+    parser.add_argument("--draft-tokens", type=int, default=512, help="length of every memory")
+    parser.add_argument("--read-tokens", type=int, default=64, help="length of every answer")
     parser.add_argument("--out", type=Path, help="write the result there as JSON, too")
     args = parser.parse_args(argv)
     result = measure(args.model, args.questions, args.repeats, args.draft_tokens, args.read_tokens)
@@ -51,10 +52,10 @@ def measure(model: str, questions: int, repeats: int, draft_tokens: int, read_to
     from memocr_jax.system import build_system
     from render.settings import RenderSettings
 
-    world = SyntheticConfig(facts=60, distractors=20, filler=280, chunks=6)
+    world = SyntheticConfig(facts=60, distractors=20, filler=900, chunks=2)
     config = Config(
         model=ModelConfig(path=model, init="random", dtype="float32"),
-        data=DataConfig(chunk_tokens=1024, max_chunks=0, validation_questions=questions, synthetic=world),
+        data=DataConfig(chunk_tokens=8192, max_chunks=0, validation_questions=questions, synthetic=world),
         agent=AgentConfig(draft_max_new_tokens=draft_tokens, read_max_new_tokens=read_tokens),
         engine=EngineConfig(groups=16),
         # Drawn anew every time; large, so that every budget shows another view.
