@@ -6,8 +6,6 @@ set -euo pipefail
 cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
 
 bash launch/setup_env.sh dev
-# A worker for each core; a file's tests stay together, because they share what is dear to make. Tests that
-# measure or load the machine (-m soak) want it for themselves.
-workers=(--numprocesses logical --dist loadfile)
-[[ " $* " == *" soak "* ]] && workers=()
-exec .venv/bin/python -m pytest "${workers[@]}" "$@"
+# The whole suite gets a worker for each core; a file's tests stay together, for they share what is dear to make.
+[[ $# -gt 0 ]] || set -- --numprocesses logical --dist loadfile
+exec .venv/bin/python -m pytest "$@"
