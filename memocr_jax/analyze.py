@@ -113,8 +113,10 @@ def _run_robustness(config: Config, args: argparse.Namespace) -> Path:
     from memocr_jax.evaluation import plots, tables
     from memocr_jax.evaluation.methods import LABEL
     from memocr_jax.evaluation.summary import summarise
+    from memocr_jax.operations import use_compilation_cache
     from memocr_jax.system import build_system
 
+    use_compilation_cache(config.run.compiled_dir)
     weights = Weights(config, args.checkpoint, args.step)
     config = weights.config
     system = build_system(config)

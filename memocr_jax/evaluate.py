@@ -29,22 +29,17 @@ if TYPE_CHECKING:
 
 PREEMPTED = 75
 """Exit status after SIGTERM: start the same command again (EX_TEMPFAIL)."""
+MATTERS = (
+    *("run.seed", "model", "tokenizer", "prompts", "engine", "render", "eval"),
+    *("agent.memory_format", "agent.draft_max_new_tokens", "agent.read_max_new_tokens"),
+)
+"""Sections and settings that decide the answers, `data` apart, which is told set by set."""
 FREE = (
-    *("run.dir", "run.fresh", "rl", "optimizer", "train", "sampling", "checkpoint", "validation", "health"),
-    *(
-        "log",
-        "mesh",
-        "processes",
-        "data",
-        "eval.sets",
-        "eval.bootstrap",
-        "eval.report_questions",
-        "eval.report_mb",
-    ),
+    *("engine.warm_up", "eval.sets", "eval.bootstrap", "eval.report_questions", "eval.report_mb"),
     *("render.workers", "render.timeout_s", "render.cache_dir", "render.cache_mb", "render.chromium"),
     *("render.sandbox", "render.url", "render.token", "render.max_memory_mb"),
 )
-"""Settings that may differ when an evaluation goes on: they change no answer (`data` is told set by set)."""
+"""Settings of these sections that may differ when an evaluation goes on: they change no answer."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -114,6 +109,7 @@ def evaluate(
 
     from memocr_jax.data.loader import load_examples
     from memocr_jax.evaluation.journal import Journal
+    from memocr_jax.operations import use_compilation_cache
     from memocr_jax.processes import gather, is_main, joined, together
     from memocr_jax.system import build_system
 
@@ -122,6 +118,7 @@ def evaluate(
     with joined(config.processes):
         import jax
 
+        use_compilation_cache(config.run.compiled_dir)
         weights = Weights(config, checkpoint, step)
         config = weights.config
         journal = Journal(directory, jax.process_index())
@@ -305,7 +302,9 @@ def _fingerprint(config: Config, weights: dict[str, Any]) -> dict[str, Any]:
             fields |= flat(value, name + ".") if isinstance(value, dict) else {name: value}
         return fields
 
-    fields = {**weights, **flat(to_tree(config), "")}
+    settings = flat(to_tree(config), "")
+    matter = lambda name: any(name == part or name.startswith(part + ".") for part in MATTERS)  # noqa: E731
+    fields = {**weights, **{name: value for name, value in settings.items() if matter(name)}}
     # A theme is its text, wherever that came from.
     css = hashlib.sha256(theme_css(config.render).encode()).hexdigest()[:16]
     fields = {**fields, "render.theme": css, "render.theme_css": ""}
