@@ -206,7 +206,7 @@ def _open_run(path: Path, step: int | None, mesh: Mesh, settings: Settings) -> O
         system = _light(build_system(config, model, mesh))
         target = abstract_like(system.abstract_params, param_shardings(system.abstract_params, mesh))
         params = checkpoints.restore(step, params=target)["params"]
-    return OpenModel(path.resolve().name, system, params)
+    return OpenModel(path.absolute().name, system, params)
 
 
 def _open_hf(path_or_id: str | Path, revision: str | None, mesh: Mesh, settings: Settings) -> OpenModel:
@@ -227,7 +227,7 @@ def _open_hf(path_or_id: str | Path, revision: str | None, mesh: Mesh, settings:
         system = dataclasses.replace(system, templates=templates_of(templates, where))
     params = load_params(directory, system.model, mesh, jnp.dtype(config.model.dtype))
     images = ImageSettings.from_dict(read_json(directory / "preprocessor_config.json"))
-    return OpenModel(Path(path_or_id).name, system, params, images)
+    return OpenModel(Path(path_or_id).absolute().name, system, params, images)
 
 
 def _light(system: System) -> System:

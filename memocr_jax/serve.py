@@ -27,8 +27,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     say = Console(stderr=True, highlight=False, soft_wrap=True).print
     say(f"loading {arguments.model}")
-    # Pieces of a streamed answer come once a segment.
-    engine = {"groups": arguments.max_batch, "decode_segment": 8} | settings.pop("engine", {})
+    # Pieces of a streamed answer come once a segment; kinds of prompts differ in length already, so that one
+    # length each, and one number of rows, keeps what is compiled at the start small.
+    engine = {"groups": arguments.max_batch, "decode_segment": 8, "pool_sizes": 1, "length_sizes": 1}
+    engine |= settings.pop("engine", {})
     model = open_model(
         arguments.model, revision=arguments.revision, step=arguments.step, engine=engine, **settings
     )
@@ -71,7 +73,7 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, dict]]:
     add("--max-requests", type=int, default=64, help="requests under way; beyond them the answer is 429")
     add("--max-batch", type=int, default=16, help="prompts decoded together (engine.groups)")
     add("--max-new-tokens", type=int, default=1024, help="longest answer of a chat")
-    add("--max-context-tokens", type=int, default=8192, help="longest chat, its answer included")
+    add("--max-context-tokens", type=int, default=4096, help="longest chat, its answer included")
     add(
         "--max-image-tokens", type=int, default=1024, help="visual tokens of an image; larger ones are shrunk"
     )

@@ -29,7 +29,7 @@ def start_service(
     settings: ServerSettings,
     *,
     name: str = "",
-    context_tokens: int = 8192,
+    context_tokens: int = 4096,
     max_new_tokens: int = 1024,
     image_tokens: int = 1024,
     warm_up: bool = True,
@@ -60,6 +60,7 @@ def start_service(
         say(str(engine.fits(kind)))
     renderer = open_renderer(model.config.render, agent.memory_format)
     if warm_up:
+        say("compiling the programs of usual requests (--no-warm-up: at the first one)")
         engine.warm_up(model.params, kinds)
     limits = Limits(context_tokens, max_new_tokens, image_tokens)
     if name:
