@@ -39,8 +39,8 @@ class Setting:
     siblings: tuple[int, ...] = (4, 8, 16)
     groups: int = 2
     decode_rows: int = 16
-    decode_prompt: int = 128
-    decode_new: int = 64
+    decode_prompt: int = 48
+    decode_new: int = 48
 
 
 def rollout_results(args: Any, setting: Setting = Setting(), model: Qwen25VLConfig = MODEL) -> dict[str, Any]:
