@@ -168,11 +168,12 @@ class _View:
 
 
 class _Views:
-    """The pages as the model saw them, each once, until a number of bytes is used up."""
+    """The pages as the model saw them, each once, until a number of bytes is used up; then no more."""
 
     def __init__(self, folder: Path, max_bytes: int):
         self.all: list[_View] = []
         self.left_out = 0
+        self._full = False
         self._folder, self._bytes_left = folder, max_bytes
         self._known: dict[tuple[str, tuple[int, ...]], int | None] = {}
         self._page: tuple[str, np.ndarray | None] = ("", None)
@@ -180,6 +181,9 @@ class _Views:
     def place(self, result: Mapping[str, Any]) -> int | None:
         """Where in `all` the view of a result is; None when there is none to show."""
         if result["image_tokens"] is None:
+            return None
+        if self._full:
+            self.left_out += 1
             return None
         pixels = self._pixels(result["page_hash"])
         if pixels is None:
@@ -202,13 +206,17 @@ class _Views:
 
     def _add(self, view: np.ndarray) -> int | None:
         out = io.BytesIO()
-        # Lossless: what is looked at is what the model saw.
-        Image.fromarray(view).save(out, format="WEBP", lossless=True, quality=30, method=2)
+        # Lossless: what is looked at is what the model saw. Most pages are black on white.
+        if (view == view[:, :, :1]).all():
+            Image.fromarray(view[:, :, 0]).save(out, format="PNG")
+        else:
+            Image.fromarray(view).save(out, format="PNG", compress_level=9)
         if len(out.getvalue()) > self._bytes_left:
+            self._full = True
             self.left_out += 1
             return None
         self._bytes_left -= len(out.getvalue())
-        data = "data:image/webp;base64," + base64.b64encode(out.getvalue()).decode()
+        data = "data:image/png;base64," + base64.b64encode(out.getvalue()).decode()
         self.all.append(_View(data, view.shape[1], view.shape[0]))
         return len(self.all) - 1
 
