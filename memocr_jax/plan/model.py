@@ -52,6 +52,8 @@ class Program:
     error: str = ""
     """Why it could not be compiled."""
     compile_s: float = 0.0
+    kernel_flops: float = 0.0
+    """Of `flops`, those in attention kernels, which XLA's text of a program does not show."""
     setting: str = ""
     """What to change when it does not fit."""
 
@@ -246,6 +248,8 @@ def _update_programs(s: Setting, kind: Kind, full: bool) -> list[Program]:
     if usual.siblings:
         scores = row_pairs(usual.prefix, [usual.own] * usual.siblings)
     done = decoder_flops(s.model, mean_length, scores)
+    kernels = config.model.attention != "xla"
+    queries = c.num_hidden_layers * c.num_attention_heads * c.head_dim
     done += head_flops(s.model, mean_sampled)
     vision = vision_flops(s.model, kind.patches) if kind.patches else 0.0
     decoder_passes = {"all": 3, "decoder": 3, "lora": 2}[config.train.trainable]
@@ -272,6 +276,7 @@ def _update_programs(s: Setting, kind: Kind, full: bool) -> list[Program]:
             passes * scale * done + min(passes, 1 + vision_passes) * rows * vision,
             moved + state_read,
             collectives,
+            kernel_flops=passes * scale * 4 * queries * scores if kernels else 0.0,
             model_flops=scale * (useful_passes[0] * useful + useful_passes[1] * vision),
             shape=shape,
             output_bytes=0.0,
@@ -406,6 +411,15 @@ def _rollout_programs(s: Setting, kind: Kind) -> list[Program]:
             beside + cache,
             per_device / tensor * useful,
             f"{together} x {length}",
+            kernel_flops=per_device
+            / tensor
+            * 4
+            * pairs
+            * c.num_hidden_layers
+            * c.num_attention_heads
+            * c.head_dim
+            if config.model.attention != "xla"
+            else 0.0,
             setting="engine.prefill_tokens smaller, rl.group_size smaller, or engine.tensor larger",
         )
     )

@@ -188,7 +188,7 @@ def _use(program: Program, full: Program, facts: dict[str, Any]) -> None:
     program.output_bytes = float(facts["output_bytes"])
     scale = lambda mine, theirs, at: mine * theirs / at if at else theirs  # noqa: E731
     shorter = program.flops / full.flops if full.flops else 1.0
-    program.flops = scale(program.flops, facts["flops"], full.flops)
+    program.flops = scale(program.flops, facts["flops"] + full.kernel_flops, full.flops)
     program.bytes = scale(program.bytes, facts["bytes"], full.bytes)
     # Weights are gathered whatever the length of the rows; all-reduces are mostly of activations.
     program.collectives = tuple(
