@@ -60,6 +60,14 @@ def paper_table(summary: Mapping[str, Any], metric: str) -> Table:
         texts = [str(told[c][field]) if c in told and field in told[c] else "" for c in columns]
         if any(texts):
             notes.append((name, tuple(texts)))
+    if any("raw_history" in one for one in told.values()):
+        raw = [told[c].get("raw_history") if c in told else None for c in columns]
+        notes.append(
+            ("raw history, documents cut", tuple("" if r is None else str(r["documents_cut"]) for r in raw))
+        )
+        notes.append(
+            ("raw history, tokens given", tuple("" if r is None else f"{r['given_tokens']:.0f}" for r in raw))
+        )
     return Table(metric, columns, rows, tuple(notes))
 
 

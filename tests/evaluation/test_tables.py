@@ -31,13 +31,16 @@ def test_markdown_is_the_papers_table(evaluation):
     # Rows of the data that were left out, and answers that failed, are a part of the table.
     assert cells["*rows left out*", ""].split("|")[3].strip() == "2"
     assert cells["*not read*", ""].split("|")[3].strip() == "6"
+    # How much raw history was given of its documents.
+    assert cells["*raw history, documents cut*", ""].split("|")[3:5] == [" 8 ", " 8 "]
+    assert cells["*raw history, tokens given*", ""].split("|")[3].strip() == "9000"
     assert text.count("95 % interval") == len(METRICS)
 
 
 def test_csv_has_the_exact_numbers(evaluation):
     rows = list(csv.DictReader(io.StringIO(tables.comma_separated(evaluation.summary))))
     by_place = {(r["metric"], r["method"], r["budget"]): r for r in rows}
-    assert len(by_place) == len(METRICS) * 10 + 3
+    assert len(by_place) == len(METRICS) * 10 + 5
     row = by_place["em", "visual memory", "8"]
     assert (float(row["hotpotqa 30k"]), float(row["hotpotqa 30k change"])) == (0.25, -0.75)
     assert float(row["hotpotqa 30k low"]) <= 0.25 <= float(row["hotpotqa 30k high"])
