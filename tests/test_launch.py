@@ -240,3 +240,61 @@ def test_manifests(path):
         arguments = container["args"]
     config, _ = parse_command(arguments, "train", "")
     assert config.run.dir == "/runs/tiny"
+
+
+TPU = (
+    *("--type", "v5litepod-256", "--zone", "us-west4-a"),
+    *("--config", "configs/tiny.yaml", "--run.dir", "/runs/a b"),
+)
+
+
+def test_tpu_vm_dry_run_prints_the_commands():
+    done = bash("launch/tpu_vm.sh", "--dry-run", "--spot", "--bucket", "mine", *TPU)
+    assert done.returncode == 0, done.stderr
+    create, wait, copy, prepare, train, delete = done.stdout.splitlines()
+    assert create.startswith("gcloud compute tpus queued-resources create memocr --zone us-west4-a")
+    assert "--accelerator-type v5litepod-256 --runtime-version v2-alpha-tpuv5-lite --spot" in create
+    assert "ACTIVE" in wait and " scp " in copy and "--worker=all" in copy
+    assert "gcsfuse" in prepare and "setup_env.sh\\ tpu" in prepare
+    assert "--processes.launcher\\ tpu_vm\\ --config" in train and "--worker=all" in train
+    assert "delete memocr" in delete
+    assert "delete" not in bash("launch/tpu_vm.sh", "--dry-run", "--keep", *TPU).stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        ((), "--type is missing"),
+        (("--type", "v6e-8"), "--zone is missing"),
+        (("--type", "v9-8", "--zone", "z", "--config", "a.yaml"), "--version is missing"),
+        (("--type", "v6e-8", "--zone", "z"), "--config is missing"),
+    ],
+)
+def test_tpu_vm_says_what_is_wrong(arguments, error):
+    done = bash("launch/tpu_vm.sh", *arguments)
+    assert done.returncode == 1 and done.stderr.startswith(f"error: {error}")
+
+
+def test_tpu_vm_asks_again_when_the_slice_is_taken_away(tmp_path):
+    # gcloud is a script that keeps the slice's state in a file: the first training loses the slice.
+    (tmp_path / "bin").mkdir()
+    gcloud = tmp_path / "bin" / "gcloud"
+    gcloud.write_text(
+        "#!/usr/bin/env bash\ncd "
+        f"{tmp_path}\n"
+        'echo "$*" >> calls\n'
+        'case "$*" in\n'
+        "  *describe*) [[ -e state ]] && cat state ;;\n"
+        "  *create*) echo ACTIVE > state ;;\n"
+        "  *delete*) rm -f state ;;\n"
+        "  *memocr_jax.train*) [[ -e second ]] || { touch second; echo SUSPENDED > state; exit 255; } ;;\n"
+        "esac\n"
+    )
+    gcloud.chmod(0o755)
+    environment = {"PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin", "MEMOCR_POLL_S": "0.01"}
+    done = bash("launch/tpu_vm.sh", *TPU, env=environment)
+    assert done.returncode == 0, done.stderr
+    calls = (tmp_path / "calls").read_text().splitlines()
+    verbs = [next((v for v in ("create", "delete", "memocr_jax.train") if v in call), "") for call in calls]
+    assert [v for v in verbs if v] == 2 * ["create", "memocr_jax.train", "delete"]
+    assert "start 1 of 20 ended with status 255; the slice is SUSPENDED" in done.stderr
