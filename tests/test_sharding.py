@@ -39,9 +39,9 @@ def test_devices_are_shared_or_split_between_sampling_and_training():
     devices = jax.devices()
     assert split_devices(0) == (devices, devices)
     assert split_devices(1) == (devices[:1], devices[1:])
-    with pytest.raises(UserError, match="engine.devices is 4, but a process has 4 devices.*at most 3"):
+    with pytest.raises(UserError, match=r"engine.devices is 4, but a process has 4 devices.*at most 3"):
         split_devices(4)
-    with pytest.raises(UserError, match="engine.tensor is 3, which does not divide the 4 devices"):
+    with pytest.raises(UserError, match=r"engine.tensor is 3, which does not divide the 4 devices"):
         local_mesh(devices, 3)
 
 

@@ -1,4 +1,4 @@
-"""Mini-batches of several processes: equal shapes in equal order, sums over all, image features in their place."""
+"""Mini-batches of several processes: shapes alike, sums over all, image features in their place."""
 
 import json
 
@@ -35,9 +35,10 @@ def exchange(monkeypatch, packing, everyone):
 
 def test_who_lacks_a_micro_batch_adds_padding(monkeypatch, packing):
     text, page = Shape(0, 32, 8), Shape(1, 48, 16)
-    make = lambda shape: empty_batch(shape, packing)._replace(
-        advantage=np.ones((2, shape.sampled), np.float32)
-    )  # noqa: E731
+
+    def make(shape):
+        return empty_batch(shape, packing)._replace(advantage=np.ones((2, shape.sampled), np.float32))
+
     everyone = [
         [MiniBatch([make(page), make(text), make(text)], tokens=5, sequences=2, longest=4)],
         [MiniBatch([make(text)], tokens=7, sequences=3, longest=6)],
