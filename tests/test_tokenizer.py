@@ -8,7 +8,14 @@ from hypothesis import strategies as st
 
 from memocr_jax.data.build_tokenizer import CONTROL, ENTRIES, save, train
 from memocr_jax.errors import UserError
-from memocr_jax.prompts import DEFAULT_TEMPLATES, Templates, draft_prompt, read_prompt, read_text_prompt
+from memocr_jax.prompts import (
+    DEFAULT_TEMPLATES,
+    Templates,
+    chat_prompt,
+    draft_prompt,
+    read_prompt,
+    read_text_prompt,
+)
 from memocr_jax.tokenizer import SMALL_TOKENIZER, load_tokenizer
 
 SMALL = load_tokenizer()
@@ -119,6 +126,28 @@ def test_prompts_are_tokenised_as_the_chat_template_would(which, request, shared
         template_ids(DEFAULT_TEMPLATES.read_text.format(memory="# Memory", question=question))
     )
     assert tokenizer.decode(prefix + suffix, skip_special=False) == expected
+
+
+@pytest.mark.parametrize("which", ["small", "qwen"])
+def test_conversations_are_tokenised_as_the_chat_template_would(which, request, shared_dir):
+    from transformers import AutoTokenizer
+
+    tokenizer = request.getfixturevalue(which)
+    folder = SMALL_TOKENIZER if which == "small" else shared_dir / "tokenizer" / "qwen2.5"
+    theirs = AutoTokenizer.from_pretrained(folder)
+    image = "<|vision_start|>" + "<|image_pad|>" * 3 + "<|vision_end|>"
+    turns = [
+        ("system", ["Be brief."]),
+        ("user", ["Look: ", None, " and", None]),
+        ("assistant", ["A page."]),
+        ("user", ["What does it say?\n\n"]),
+    ]
+    messages = [
+        {"role": r, "content": "".join(image if p is None else p for p in parts)} for r, parts in turns
+    ]
+    prefix, suffix = tokenizer.encode_prompt(chat_prompt(turns), [3, 3])
+    assert prefix + suffix == theirs.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
+    assert tokenizer.decode(suffix) == "assistant\n" and prefix[-1] == tokenizer.im_start_id
 
 
 @pytest.mark.parametrize(

@@ -306,12 +306,12 @@ class TextStream:
         if self.stopped:
             return ""
         text = self._tokenizer.decode(tokens)
-        found = [at for stop in self._stops if (at := text.find(stop)) >= 0]
-        if found:
-            self.stopped, text = True, text[: min(found)]
-        elif not last:
-            # A character whose bytes are not all there, and what may become a stop text.
+        if not last:  # a character whose bytes are not all there
             text = text.rstrip("\ufffd")
+        found = [(at + len(stop), at) for stop in self._stops if (at := text.find(stop)) >= 0]
+        if found:  # the one that is complete first, so that it does not matter when one looks
+            self.stopped, text = True, text[: min(found)[1]]
+        elif not last:  # what may become a stop text
             text = text[: len(text) - max((_overlap(text, stop) for stop in self._stops), default=0)]
         new = text[len(self.text) :]
         self.text += new
