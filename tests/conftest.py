@@ -7,7 +7,7 @@ from pathlib import Path
 # Compiling takes most of the time of these tests, and a third of it without optimisation. Read by XLA once,
 # when its backend starts.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
-# The same program compiled by two tests, by two workers or in two commands is compiled once. Kept for this run
+# A program that two tests, two workers or two commands need is compiled once. Kept for this run
 # of the tests alone: workers and commands find it in their environment, and who made it removes it.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     _CACHE = tempfile.TemporaryDirectory(prefix="memocr-tests-")
