@@ -108,7 +108,7 @@ def evaluate(
     from rich.console import Console
 
     from memocr_jax.data.loader import load_examples
-    from memocr_jax.evaluation.journal import Journal
+    from memocr_jax.evaluation.journal import Journal, write_results
     from memocr_jax.operations import use_compilation_cache
     from memocr_jax.processes import gather, is_main, joined, together
     from memocr_jax.system import build_system
@@ -149,8 +149,13 @@ def evaluate(
             # Restoring and copying weights is done by all processes together, or by none.
             if sum(gather(work.left)):
                 params = system.sampler_params(weights.load(system))
-                with system.agent(progress=progress.stage) as agent:
-                    work.do(agent, params, progress)
+                try:
+                    with system.agent(progress=progress.stage) as agent:
+                        work.do(agent, params, progress)
+                except (KeyboardInterrupt, _Terminated):
+                    if is_main():  # what there is so far, for a person; the journal has it all
+                        write_results(directory, journal.finished())
+                    raise
             gather(0)  # wait for the others: their journals are a part of the results
             if not is_main():
                 return {}

@@ -149,6 +149,8 @@ def test_interrupted_at_random_and_run_again_it_leaves_the_same(place, whole, by
         assert returned in (status, 0), output  # 0: it was faster
         if returned == 75:
             assert "the same command goes on" in output
+            so_far = (directory / "results.jsonl").read_bytes()
+            assert so_far and (whole[0] / "results.jsonl").read_bytes().startswith(so_far)
     with journal.open("ab") as file:
         file.write(b'{"place": [1, 3], "resul')
     done = lines()
