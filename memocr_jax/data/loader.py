@@ -151,7 +151,8 @@ def _read(config: DataConfig, field: str) -> tuple[Sequence[SourceQuestion], tup
     if not path:
         raise UserError(f"{name}: empty, but the training split was asked for; name a file")
     if config.source == "prepared":
-        return PreparedQuestions(path, name), ()
+        prepared = PreparedQuestions(path, name)
+        return prepared, prepared.problems
     if config.source == "memagent":
         rows = read_memagent(local_file(path, name), config.strict, name)
     else:

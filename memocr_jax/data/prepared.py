@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -130,6 +131,9 @@ class PreparedQuestions(Sequence[SourceQuestion]):
             raise UserError(
                 f"{field}: {folder!r} {state}; run python -m memocr_jax.data prepare --to {folder}"
             )
+        manifest = json.loads(Path(folder, MANIFEST).read_text(encoding="utf-8"))
+        self.problems: tuple[str, ...] = tuple(manifest.get("problems", ()))
+        """Rows that were left out when the folder was made."""
         builder = tfds.builder_from_directory(folder)
         (split,) = builder.info.splits
         self._records: Sequence[Any] = builder.as_data_source(split=split)

@@ -144,6 +144,9 @@ def test_lenient_by_default_and_strict_when_asked(rows, write, job, tmp_path):
         "42",
         "43",
     ]
+    # Whoever reads the folder is told too: an evaluation's table counts them.
+    stored = DataConfig(source="prepared", validation_path=job.to)
+    assert list(load_examples(stored, load_tokenizer(), "validation").problems) == manifest["problems"]
     with pytest.raises(UserError, match=r"bad\.jsonl:41: line: not JSON"):
         prepare(dataclasses.replace(job, questions=bad, strict=True, to=str(tmp_path / "strict")))
 
