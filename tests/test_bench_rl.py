@@ -69,13 +69,7 @@ def test_parts_are_merged_into_one_object(monkeypatch, capsys, tmp_path):
         "rollout": {"shared_prefix": {"rollout": {"K2": 1}}},
         "train": {"shared_prefix": {"train": {"K2": 2}}},
     }
-    monkeypatch.setattr(
-        rl.importlib,
-        "import_module",
-        lambda name: SimpleNamespace(
-            rollout_results=lambda args: parts["rollout"], training_results=lambda args: parts["train"]
-        ),
-    )
+    monkeypatch.setattr(rl, "run", lambda part, args: parts[part])
     out = tmp_path / "rl.json"
     rl.main(["--parts", "rollout", "train", "--out", str(out)])
     result = json.loads(capsys.readouterr().out)

@@ -49,6 +49,12 @@ def merge(into: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
     return into
 
 
+def run(part: str, args: argparse.Namespace) -> dict[str, Any]:
+    """The results of one part; only its own imports are paid for."""
+    module, function, _ = PARTS[part]
+    return getattr(importlib.import_module(module), function)(args)
+
+
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m memocr_jax.bench rl",
@@ -79,10 +85,9 @@ def main(argv: list[str]) -> None:
         "seconds": {},
     }
     for part in args.parts:
-        module, function, what = PARTS[part]
-        print(f"{part}: {what} ...", file=sys.stderr, flush=True)
+        print(f"{part}: {PARTS[part][2]} ...", file=sys.stderr, flush=True)
         started = time.perf_counter()
-        merge(results, getattr(importlib.import_module(module), function)(args))
+        merge(results, run(part, args))
         results["seconds"][part] = round(time.perf_counter() - started, 1)
     text = json.dumps(results, indent=2)
     print(text, flush=True)
