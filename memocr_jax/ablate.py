@@ -127,7 +127,8 @@ def _run(settings: AblationConfig, method: str, seed: int) -> int:
     folder = _folder(settings, method, seed)
     to = folder / "evaluation"
     summary = evaluate(config, str(folder) if config.train.steps else None, to=to)
-    entries = list(Journal(to, 0).finished().values())
+    finished = Journal(to, 0).finished()
+    entries = [finished[place] for place in sorted(finished)]
     result = {
         "accuracy": {
             str(cell["budget"]): {name: cell["em"][name] for name in ("mean", "low", "high")}
@@ -141,7 +142,7 @@ def _run(settings: AblationConfig, method: str, seed: int) -> int:
 
 
 def memory_shares(config: Config, entries: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """What the memories of an evaluation in the synthetic world hold.
+    """What the memories of an evaluation in the synthetic world hold; `entries` are its questions in order.
 
     `gold_in_heading`: share of memories with every word of the gold evidence in level-1 headings;
     `facts_kept`: share of the documents' facts that stand in a memory in their own words, in order.
@@ -152,16 +153,11 @@ def memory_shares(config: Config, entries: Sequence[Mapping[str, Any]]) -> dict[
     from memocr_jax.rl.gap_fill import visible_text
 
     world = SyntheticWorld(config.data.synthetic, config.data.seed, "validation", len(entries))
-    documents = {question.question: [] for question in world}
-    for question in world:
-        documents[question.question].append(question)
     heading = kept = facts = memories = 0
     mode = config.agent.memory_format
-    for entry in entries:
+    # By number, for two documents may share a question and its evidence.
+    for question, entry in zip(world, entries, strict=True):
         evidence = entry["evidence"]
-        question = next(
-            q for q in documents[entry["question"]] if [f.sentence for f in q.evidence] == evidence
-        )
         for memory in entry["memories"]:
             memories += 1
             heading += content(split_regions(memory, mode).crucial, evidence).coverage == 1

@@ -73,6 +73,22 @@ def test_shares_of_gold_evidence_and_facts_are_counted_in_the_memories():
     assert shares == {"gold_in_heading": 1 / 3, "facts_kept": (5 + 5 + 3) / 15, "memories": 3}
 
 
+def test_documents_that_share_a_question_and_its_evidence_are_kept_apart():
+    config = load_config("configs/nano.yaml")
+    world = SyntheticWorld(config.data.synthetic, config.data.seed, "validation", 200)
+    asked = [(q.question, q.answer) for q in world]
+    assert len(set(asked)) < len(asked), "no such documents here: the test shows nothing"
+    entries = [
+        {
+            "question": q.question,
+            "evidence": [f.sentence for f in q.evidence],
+            "memories": ["\n\n".join(f"{f.person} {f.value}" for f in q.facts)],
+        }
+        for q in world
+    ]
+    assert memory_shares(config, entries) == {"gold_in_heading": 0.0, "facts_kept": 1.0, "memories": 200}
+
+
 def test_results_of_finished_runs_are_written(tmp_path):
     settings = AblationConfig(dir=str(tmp_path), seeds=(0, 1), methods={"full": {}, "no RL": {}})
     for seed, value in ((0, 0.9), (1, 1.0)):
