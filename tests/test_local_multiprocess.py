@@ -24,8 +24,9 @@ def folder(tmp_path_factory):
         folder / "quick.yaml",
         data={"synthetic": {"chunks": 1}},
         rl={"kl_coef": 0.0},
-        engine={"window_multiple": 16},
+        engine={"window_multiple": 16, "warm_up": False},
         train={"steps": 3},
+        validation={"every_steps": 0},
     )
     # The script starts `PYTHON -m memocr_jax.train ...`: this one gives rewards that random weights can earn.
     python = folder / "python"
@@ -44,7 +45,7 @@ def launch(folder: Path, name: str, *arguments: str) -> subprocess.Popen:
             *("bash", SCRIPT, "2", "--logs", str(folder / f"{name}_logs"), *arguments),
             *("--config", str(folder / "quick.yaml"), "--run.dir", str(folder / name), "--mesh.fsdp", "2"),
         ],
-        env={**environment(folder), "MEMOCR_PYTHON": str(folder / "python")},
+        env={**environment(), "MEMOCR_PYTHON": str(folder / "python")},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
