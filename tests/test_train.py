@@ -284,7 +284,7 @@ def test_mistakes_are_one_clear_line(workplace, prepare, arguments, words):
 
 def test_a_checkpoint_of_another_model_is_refused(workplace, finished):
     folder, _ = workplace
-    shutil.copytree(finished[0], folder / "mismatch")
+    shutil.copytree(finished[0], folder / "mismatch", ignore=shutil.ignore_patterns("evaluation"))
     model = json.loads((ROOT / "configs/models/tiny/config.json").read_text())
     (folder / "wider").mkdir()
     (folder / "wider/config.json").write_text(json.dumps({**model, "intermediate_size": 120}))
