@@ -158,7 +158,6 @@ def _train(config: Config) -> int:
                     with operations.goodput.stage("checkpoint"):
                         checkpoints.save(_meta(config, system, state, len(examples), render), items, score)
                 if failure is not None:
-                    checkpoints.close()
                     raise UserError(failure)
         if is_main():
             report = write_report(run_dir)

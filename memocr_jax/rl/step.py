@@ -5,9 +5,10 @@ keeps a Markdown memory; the memory is drawn as a page; the model answers by loo
 
     draft -> render -> read (three ways) -> score -> advantages -> pack -> update
 
-Left out of this file on purpose: progress, logging and checkpoints (`train.py`), how tokens are sampled
-(`engine.py`), how the gradient is computed (`update.py`) and how several processes share the work: each calls
-`rollout` with its own questions, and only `update` needs them all (`agree.py`).
+`train.py` calls `rollout` and then `update`, once a step. Left out of this file on purpose: progress, logging
+and checkpoints (`train.py`), how tokens are sampled (`engine/`), how the gradient is computed (`update.py`),
+and how several processes share the work: each calls `rollout` with its own questions, and only `update` needs
+them all (`agree.py`).
 """
 
 from __future__ import annotations
