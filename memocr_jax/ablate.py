@@ -141,30 +141,49 @@ def _run(settings: AblationConfig, method: str, seed: int) -> int:
     return 0
 
 
-def memory_shares(config: Config, entries: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """What the memories of an evaluation in the synthetic world hold; `entries` are its questions in order.
+def memory_shares(config: Config, entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What the memories of an evaluation in the synthetic world hold, and how they are read.
 
-    `gold_in_heading`: share of memories with every word of the gold evidence in level-1 headings;
-    `facts_kept`: share of the documents' facts that stand in a memory in their own words, in order.
+    Args:
+        entries: its questions in order, as the journal has them.
+
+    Returns `gold_in_heading`, the share of memories with every word of the gold evidence in level-1 headings;
+    `facts_kept`, the share of the documents' facts that stand in a memory in their own words, in order;
+    `memories`, their number; `read`, budget -> "heading" (the whole gold evidence is in headings) or "body"
+    (all of it stands in the memory, not in headings) -> [right answers, answers].
     """
-    from memocr_jax.analysis.regions import content, split_regions
     from memocr_jax.answers import normalize
     from memocr_jax.data.synthetic import SyntheticWorld
     from memocr_jax.rl.gap_fill import visible_text
+    from memocr_jax.rl.regions import in_heading
 
     world = SyntheticWorld(config.data.synthetic, config.data.seed, "validation", len(entries))
     heading = kept = facts = memories = 0
+    read = {str(b): {"heading": [0, 0], "body": [0, 0]} for b in config.eval.budgets}
     mode = config.agent.memory_format
     # By number, for two documents may share a question and its evidence.
     for question, entry in zip(world, entries, strict=True):
-        evidence = entry["evidence"]
-        for memory in entry["memories"]:
-            memories += 1
-            heading += content(split_regions(memory, mode).crucial, evidence).coverage == 1
+        for sample, memory in enumerate(entry["memories"]):
             text = f" {normalize(visible_text(memory, mode))} "
-            kept += sum(f" {normalize(fact.sentence)} " in text for fact in question.facts)
+            states = lambda sentence, text=text: f" {normalize(sentence)} " in text  # noqa: E731
+            memories += 1
+            kept += sum(states(fact.sentence) for fact in question.facts)
             facts += len(question.facts)
-    return {"gold_in_heading": heading / memories, "facts_kept": kept / facts, "memories": memories}
+            large = in_heading(memory, entry["evidence"], mode)
+            heading += large
+            if not large and not all(map(states, entry["evidence"])):
+                continue
+            for result in entry["results"]:
+                if result["sample"] == sample and result["method"] == "visual memory":
+                    tally = read[str(result["budget"])]["heading" if large else "body"]
+                    tally[0] += result["em"] == 1
+                    tally[1] += 1
+    return {
+        "gold_in_heading": heading / memories,
+        "facts_kept": kept / facts,
+        "memories": memories,
+        "read": read,
+    }
 
 
 def write_results(settings: AblationConfig) -> None:

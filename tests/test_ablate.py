@@ -68,9 +68,19 @@ def test_shares_of_gold_evidence_and_facts_are_counted_in_the_memories():
             "\n\n".join([f"# {gold.person} {others[0].value}", *map(fact, others[1:])]),
         ][number]
         evidence = [f.sentence for f in question.evidence]
-        entries.append({"question": question.question, "evidence": evidence, "memories": [memory]})
+        # Read right at 32 tokens, and at 2 where the answer is large; another method's answers do not count.
+        results = [
+            {"sample": 0, "method": method, "budget": budget, "em": float(budget == 32 or number == 0)}
+            for method in ("visual memory", "text memory")
+            for budget in (32, 8, 2)
+        ]
+        entries.append({"evidence": evidence, "memories": [memory], "results": results})
     shares = memory_shares(config, entries)
+    read = shares.pop("read")
     assert shares == {"gold_in_heading": 1 / 3, "facts_kept": (5 + 5 + 3) / 15, "memories": 3}
+    # The third memory lacks the asked fact, so how it is read says nothing about reading.
+    assert read["32"] == {"heading": [1, 1], "body": [1, 1]}
+    assert read["2"] == {"heading": [1, 1], "body": [0, 1]}
 
 
 def test_documents_that_share_a_question_and_its_evidence_are_kept_apart():
@@ -80,13 +90,14 @@ def test_documents_that_share_a_question_and_its_evidence_are_kept_apart():
     assert len(set(asked)) < len(asked), "no such documents here: the test shows nothing"
     entries = [
         {
-            "question": q.question,
             "evidence": [f.sentence for f in q.evidence],
+            "results": [],
             "memories": ["\n\n".join(f"{f.person} {f.value}" for f in q.facts)],
         }
         for q in world
     ]
-    assert memory_shares(config, entries) == {"gold_in_heading": 0.0, "facts_kept": 1.0, "memories": 200}
+    shares = memory_shares(config, entries)
+    assert (shares["gold_in_heading"], shares["facts_kept"], shares["memories"]) == (0.0, 1.0, 200)
 
 
 def test_results_of_finished_runs_are_written(tmp_path):

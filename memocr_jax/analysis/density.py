@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from memocr_jax.analysis.files import table
 from memocr_jax.analysis.memories import FinalMemory
-from memocr_jax.analysis.regions import content, split_regions
 from memocr_jax.errors import UserError
 from memocr_jax.evaluation.plots import figure_of
+from memocr_jax.rl.regions import content, split_regions
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -10,8 +10,8 @@ import numpy as np
 from memocr_jax.analysis.density import COLOURS, REGIONS
 from memocr_jax.analysis.files import table
 from memocr_jax.analysis.memories import FinalMemory
-from memocr_jax.analysis.regions import split_regions
 from memocr_jax.evaluation.plots import figure_of
+from memocr_jax.rl.regions import split_regions
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -32,6 +32,9 @@ FROM_ZERO = (0.0, 0.0)
 CURVES = (
     Curve("Rewards", ("reward/*",), "share right: std, low resolution (aug_m), cloze (aug_q)", SHARE),
     Curve("Validation", ("validation/*",)),
+    Curve(
+        "Gold evidence in the heading", ("memory/gold_in_heading",), "share of memories, drawn large", SHARE
+    ),
     Curve("Loss", ("loss/*",), "clipped policy loss and what is added to it"),
     Curve("KL to the initial policy", ("kl/*",), "per token"),
     Curve("Gradient norm", ("grad/norm",), "before clipping", FROM_ZERO),

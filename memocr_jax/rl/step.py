@@ -28,6 +28,7 @@ from memocr_jax.rl.rewards import Scores, score_readings
 from memocr_jax.rl.rollout import Agent, Memory, Reading
 from memocr_jax.rl.update import Learner, TrainState, Update
 from memocr_jax.types import READ_KINDS, QaExample
+from render.types import Mode
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +47,7 @@ class Rollout:
     """f64[Q, G]: the weighted mixture, what draft turns are trained with."""
     train_reads: bool = True
     """Whether read turns are trained too (`rl.train_reads`)."""
+    memory_format: Mode = "markdown"
 
 
 def rollout(
@@ -90,6 +92,7 @@ def rollout(
         read_advantage=read_advantages(advantage, weights),
         draft_advantage=draft_advantages(advantage, weights),
         train_reads=rl.train_reads,
+        memory_format=agent.config.memory_format,
     )
 
 

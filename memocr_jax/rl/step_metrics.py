@@ -10,6 +10,7 @@ from memocr_jax.metrics import Metrics
 from memocr_jax.models.config import Qwen25VLConfig
 from memocr_jax.models.flops import decoder_flops, head_flops, row_pairs, vision_flops
 from memocr_jax.rl.pack import MiniBatch
+from memocr_jax.rl.regions import in_heading
 from memocr_jax.rl.step import Rollout
 from memocr_jax.types import READ_KINDS, Stop, TurnKind
 from render.types import PageStatus
@@ -59,6 +60,8 @@ def rollout_metrics(result: Rollout) -> Metrics:
         metrics.count("render/failed", not memory.readable and status != PageStatus.EMPTY)
         if memory.readable:
             metrics.mean("page/height_px", memory.page.pixels.shape[0])
+        gold = in_heading(memory.text, result.examples[memory.q].evidence, result.memory_format)
+        metrics.mean("memory/gold_in_heading", [] if gold is None else gold)
         for turn in memory.drafts:
             metrics.mean("draft/tokens", len(turn.completion.tokens))
             metrics.mean("draft/truncated", turn.completion.stop == Stop.LENGTH)

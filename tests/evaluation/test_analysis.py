@@ -16,13 +16,20 @@ from memocr_jax.analysis.case import case_text, read_case
 from memocr_jax.analysis.density import density
 from memocr_jax.analysis.lengths import lengths
 from memocr_jax.analysis.memories import FinalMemory, read_memories
-from memocr_jax.analysis.regions import content, split_regions
 from memocr_jax.analysis.robustness import AS_BODY, AS_HEADING, AS_WRITTEN, VARIANTS, inject, robustness
 from memocr_jax.analyze import main
 from memocr_jax.config import EvalConfig
 from memocr_jax.errors import UserError
+from memocr_jax.rl.regions import content, in_heading, split_regions
 
 EVIDENCE = ("Torim keeps an otter.", "The neighbour of Torim is Vek.")
+
+
+def test_in_heading_wants_every_word_of_the_evidence_drawn_large():
+    assert in_heading("# Torim keeps otter\n\nbody", ["Torim keeps an otter."]) is True
+    assert in_heading("# Torim\n\nkeeps otter", ["Torim keeps an otter."]) is False
+    assert in_heading("## Torim keeps otter", ["Torim keeps an otter."]) is False
+    assert in_heading("# Torim", []) is in_heading("# Torim", ["."]) is None
 
 
 def test_regions_are_headings_and_body():

@@ -176,3 +176,19 @@ def test_nothing_to_read_at_all(config):
     metrics = rollout_metrics(result).as_dict()
     assert metrics["reward/std"] is None  # a mean over nothing is not zero
     assert metrics["render/empty"] == Q * G
+    assert metrics["memory/gold_in_heading"] == 0
+
+
+def test_the_share_of_memories_with_the_gold_evidence_in_the_heading(config):
+    with pytest.MonkeyPatch.context() as patch:
+        devices = jax.devices()[:1]
+        patch.setattr(jax, "devices", lambda *_: devices)
+        result, *_ = run_step(config, without_answer={1})
+    gold = [" ".join(example.evidence) for example in result.examples]
+    texts = [f"# {gold[m.q]}" if m.g < 3 - m.q else gold[m.q] for m in result.memories]
+    memories = [dataclasses.replace(m, text=t) for m, t in zip(result.memories, texts, strict=True)]
+    counted = dataclasses.replace(result, memories=memories)
+    assert rollout_metrics(counted).as_dict()["memory/gold_in_heading"] == (3 + 2) / (Q * G)
+    nothing = [dataclasses.replace(example, evidence=()) for example in result.examples]
+    counted = dataclasses.replace(counted, examples=nothing)
+    assert rollout_metrics(counted).as_dict()["memory/gold_in_heading"] is None

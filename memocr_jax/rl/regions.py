@@ -55,6 +55,14 @@ def content(words: Iterable[str], evidence: Iterable[str]) -> Content:
     )
 
 
+def in_heading(memory: str, evidence: Iterable[str], mode: Mode = "markdown") -> bool | None:
+    """Whether every word of the gold evidence (sentences) stands in level-1 headings; None without a word."""
+    evidence = list(evidence)
+    if not any(normalize(sentence) for sentence in evidence):
+        return None
+    return content(split_regions(memory, mode).crucial, evidence).coverage == 1
+
+
 _WITHIN_WORDS = frozenset(
     (
         *(
