@@ -1,5 +1,6 @@
 """Fixtures of all tests. JAX sees four CPU devices, so that sharding is real in every test that wants it."""
 
+import gc
 import os
 import tempfile
 from pathlib import Path
@@ -21,6 +22,15 @@ import pytest
 jax.config.update("jax_num_cpu_devices", 4)
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def programs_let_go():
+    """A compiled program for a CPU holds dozens of memory mappings, of which Linux gives a process 65,530: a
+    process that kept the programs of all tests crashed inside XLA. What is needed again is in the cache."""
+    yield
+    gc.collect()
+    jax.clear_caches()
 
 
 @pytest.fixture(scope="session")

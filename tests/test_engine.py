@@ -269,19 +269,7 @@ def test_the_cache_is_sized_from_memory(small_model, tiny_mesh):
         small.generate(None, [group(1, suffixes=(3, 0))], 64, SAMPLING)
 
 
-@pytest.fixture
-def nothing_cached():
-    """JAX 0.10.2 once crashed while it serialised this test's programs for four CPU devices."""
-    from jax.experimental.compilation_cache.compilation_cache import reset_cache
-
-    jax.config.update("jax_enable_compilation_cache", False)
-    reset_cache()  # whether it is used is decided once
-    yield
-    jax.config.update("jax_enable_compilation_cache", True)
-    reset_cache()
-
-
-def test_four_devices_sample_the_same(engine, small_model, nothing_cached):
+def test_four_devices_sample_the_same(engine, small_model):
     engine, params = engine
     groups = [group(seed) for seed in range(3)]
     mesh = make_mesh(MeshConfig(fsdp=2, tensor=2), jax.devices())
