@@ -37,6 +37,8 @@ class Meta:
     """What the order of questions depends on: seed, number of questions, questions per step."""
     skipped_in_row: int = 0
     """Updates in a row that were skipped for a gradient that is not finite, up to this step."""
+    base: str = ""
+    """Fingerprint of the frozen weights that its adapters belong to (`rl.trainable.fingerprint`)."""
 
 
 class Checkpoints:
@@ -144,6 +146,19 @@ def require_same_model(meta: Meta, model: Qwen25VLConfig, run_dir: str | Path) -
             )
 
 
+def require_same_base(meta: Meta, base: str, config: Config) -> None:
+    """Raise UserError when a checkpoint's adapters belong to other weights than those of fingerprint `base`.
+
+    Either is empty without adapters."""
+    if meta.base and base and meta.base != base:
+        raise UserError(
+            f"{config.run.dir}: its adapters were trained on other weights than these of model.path "
+            f"{config.model.path} (model.init {config.model.init}, "
+            f"lora.base_dtype {config.lora.base_dtype}); "
+            "name the base that the run began with, or use another --run.dir or --run.fresh"
+        )
+
+
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     flat = {}
     for key, value in tree.items():
@@ -188,5 +203,5 @@ def save_run(run_dir: str | Path, config: Config, model: Qwen25VLConfig, params:
     trained = trainable.fresh(params)
     opt_state = init_optimizer(make_optimizer(config.optimizer), trained, mesh)
     with Checkpoints(run_dir, keep=CheckpointConfig().keep) as checkpoints:
-        meta = Meta(0, 0, model.to_dict(), theme_css=theme_css(config.render))
+        meta = Meta(0, 0, model.to_dict(), theme_css=theme_css(config.render), base=trainable.base)
         checkpoints.save(meta, {**trainable.saved(trained), "opt_state": opt_state})

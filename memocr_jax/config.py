@@ -178,6 +178,9 @@ class LoraConfig:
         Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"], ...
     ] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
     """Linear maps of every decoder layer that get one."""
+    base_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type in which the frozen base is held; adapters are float32. Published weights are bfloat16: nothing of
+    them is lost, and the base and what samples take half the memory."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -412,6 +415,11 @@ class Config:
     log: LogConfig = LogConfig()
     eval: EvalConfig = EvalConfig()
     warmup: WarmupConfig = WarmupConfig()
+
+    @property
+    def param_dtype(self) -> str:
+        """Type in which parameters are held: float32, but for the frozen base of adapters."""
+        return self.lora.base_dtype if self.train.trainable == "lora" else "float32"
 
 
 def parse_command(

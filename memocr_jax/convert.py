@@ -182,7 +182,7 @@ def import_run(
     devices = config.mesh.data * config.mesh.fsdp * config.mesh.tensor
     mesh = make_mesh(config.mesh, jax.devices()[:devices])
     with complete_directory(run_dir) as partial:
-        save_run(partial, config, model, load_params(source, model, mesh, report=report))
+        save_run(partial, config, model, load_params(source, model, mesh, config.param_dtype, report))
 
 
 def _checkpoint_reader(directory: Path) -> Callable[[Any], np.ndarray]:

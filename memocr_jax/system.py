@@ -51,9 +51,10 @@ class System:
     def initial_params(self) -> nnx.State:
         """The parameters that the run starts from; also its reference policy."""
         if self.config.model.init == "pretrained":
-            return load_params(self.config.model.path, self.model, self.mesh)
+            return load_params(self.config.model.path, self.model, self.mesh, self.config.param_dtype)
         shardings = param_shardings(self.abstract_params, self.mesh)
-        return init_params(self.model, self.config.run.seed, shardings, mesh=self.mesh)
+        options = {"mesh": self.mesh, "param_dtype": self.config.param_dtype}
+        return init_params(self.model, self.config.run.seed, shardings, **options)
 
     def engine(self) -> Engine:
         dtype = jnp.dtype(self.config.model.dtype)
@@ -108,7 +109,8 @@ def build_system(
     sampler_mesh = local_mesh(rollout_devices, config.engine.tensor)
     dtype = jnp.dtype(config.model.dtype)
     require_backend(config.model.attention, jax.default_backend(), config.model.dtype)
-    graphdef, abstract = abstract_model(model, dtype=dtype, mesh=mesh, attention=config.model.attention)
+    options = {"param_dtype": config.param_dtype, "attention": config.model.attention}
+    graphdef, abstract = abstract_model(model, dtype=dtype, mesh=mesh, **options)
     param_shardings(abstract, mesh)  # likewise
     sampler_params = LocalCopy(abstract, mesh, sampler_mesh, dtype)
     templates = load_templates(config.prompts.path)

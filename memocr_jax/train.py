@@ -156,7 +156,9 @@ def _train(config: Config) -> int:
                         items["next_policy"] = schedule.next_policy
                     score = metrics.get("validation/accuracy")
                     with operations.goodput.stage("checkpoint"):
-                        checkpoints.save(_meta(config, system, state, len(examples), render), items, score)
+                        checkpoints.save(
+                            _meta(config, system, learner, state, len(examples), render), items, score
+                        )
                 if failure is not None:
                     raise UserError(failure)
         if is_main():
@@ -229,7 +231,9 @@ def _order(config: Config, questions: int) -> dict[str, Any]:
     }
 
 
-def _meta(config: Config, system: System, state: TrainState, questions: int, render: Any) -> Meta:
+def _meta(
+    config: Config, system: System, learner: Learner, state: TrainState, questions: int, render: Any
+) -> Meta:
     from memocr_jax.checkpoint import Meta
 
     return Meta(
@@ -239,6 +243,7 @@ def _meta(config: Config, system: System, state: TrainState, questions: int, ren
         theme_css=render.theme_css,
         order=_order(config, questions),
         skipped_in_row=state.skipped_in_row,
+        base=learner.base,
     )
 
 
@@ -252,9 +257,10 @@ def _restored(
     initial: Any,
 ) -> tuple[TrainState, Any]:
     """The state of a checkpoint, and (rl.staleness 1) the weights that its next step is sampled from."""
-    from memocr_jax.checkpoint import abstract_like, require_same_model
+    from memocr_jax.checkpoint import abstract_like, require_same_base, require_same_model
 
     require_same_model(meta, system.model, config.run.dir)
+    require_same_base(meta, learner.base, config)
     for name, now in _order(config, questions).items():
         if meta.order and meta.order[name] != now:
             raise UserError(

@@ -40,6 +40,10 @@ def warm_up(config: Config) -> int:
 
     Raises UserError for what is wrong with the configuration, the data, the model or the run directory.
     """
+    if config.train.trainable != "all":
+        raise UserError(
+            f"train.trainable is {config.train.trainable}: the warm-up trains every parameter; set it to all"
+        )
     plan = Plan(config)  # checked before anything heavy is imported
     import jax
     import jax.numpy as jnp

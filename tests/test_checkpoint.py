@@ -6,8 +6,15 @@ import jax
 import numpy as np
 import pytest
 
-from memocr_jax.checkpoint import Checkpoints, Meta, abstract_like, open_checkpoint, require_same_model
-from memocr_jax.config import Config, MeshConfig, OptimizerConfig, save_config
+from memocr_jax.checkpoint import (
+    Checkpoints,
+    Meta,
+    abstract_like,
+    open_checkpoint,
+    require_same_base,
+    require_same_model,
+)
+from memocr_jax.config import Config, MeshConfig, ModelConfig, OptimizerConfig, RunConfig, save_config
 from memocr_jax.errors import UserError
 from memocr_jax.rl.optimizer import abstract_optimizer, init_optimizer, make_optimizer
 from memocr_jax.sharding import make_mesh
@@ -93,3 +100,12 @@ def test_mistakes_are_one_clear_line(tmp_path, small_model, tiny_mesh):
             checkpoints.meta(step), dataclasses.replace(small_model.config, text=wider), "runs/x"
         )
     assert "runs/x" in str(raised.value) and "intermediate_size is 112 there and 999" in str(raised.value)
+
+
+def test_adapters_go_on_with_their_own_base_only():
+    config = Config(model=ModelConfig(path="models/theirs"), run=RunConfig(dir="runs/a"))
+    meta = Meta(1, 1, {}, base="12ab")
+    require_same_base(meta, "12ab", config)
+    require_same_base(dataclasses.replace(meta, base=""), "34cd", config)  # saved without adapters
+    with pytest.raises(UserError, match=r"runs/a: its adapters .* model\.path models/theirs .*base_dtype"):
+        require_same_base(meta, "34cd", config)

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import pytest
@@ -17,7 +18,8 @@ from memocr_jax.errors import UserError
 from memocr_jax.models.config import Qwen25VLConfig
 from memocr_jax.plan.chips import parse_topology
 from memocr_jax.plan.hlo import program_cost
-from memocr_jax.plan.plan import with_settings
+from memocr_jax.plan.model import Program
+from memocr_jax.plan.plan import _use, with_settings
 from memocr_jax.plan.programs import Programs, compile_program, topology_devices
 from memocr_jax.plan.work import kinds_of, windows_of
 
@@ -253,6 +255,53 @@ def test_the_7b_recipe_leaves_a_tenth_of_a_v5e_free(tmp_path):
     assert {"prefill draft", "decode draft", "vision read", "gradient draft", "apply"} <= set(
         plan["executables"]
     )
+
+
+def test_adapters_for_7b_fit_80_gb_with_a_base_in_bfloat16(capsys, tmp_path):
+    config = ("--config", str(ROOT / "configs/qwen25vl_7b_lora_80gb.yaml"))
+    arguments = (*config, *MODEL, "--topology", "h100:1x1", "--arithmetic")
+    status, _, half = plan_of(capsys, tmp_path, *arguments)
+    assert status == 0 and half["fits"] and half["hbm_free_share"] >= 0.1
+    # What samples is the merged policy itself: the base is there twice, in half the bytes.
+    state = half["state_bytes"]
+    assert state["merged"] == 0 and state["frozen"] == state["sampler"] == pytest.approx(2 * 8.29e9, rel=0.01)
+    status, output, whole = plan_of(capsys, tmp_path, *arguments, "--lora.base-dtype", "float32")
+    assert status == 1 and not whole["fits"] and "DOES NOT FIT" in output
+    assert whole["state_bytes"]["frozen"] == 2 * state["frozen"] == whole["state_bytes"]["merged"]
+
+
+def test_a_program_whose_text_xla_cannot_give_has_its_memory_alone():
+    class Compiled:
+        def memory_analysis(self):
+            names = ("argument", "temp", "output", "alias")
+            return SimpleNamespace(**{f"{name}_size_in_bytes": 10 * i for i, name in enumerate(names, 1)})
+
+        def as_text(self):
+            raise jax.errors.JaxRuntimeError("INTERNAL: async-update instruction should have 1 operands")
+
+    facts = compile_program(SimpleNamespace(as_text=lambda: "", compile=Compiled), CPU, None)
+    assert (facts["argument_bytes"], facts["temporary_bytes"], facts["output_bytes"]) == (10, 20, -10)
+    program = Program("gradient", "update", 1.0, 5.0, 6.0, (), 1.0, 2.0, 3.0, 4.0, 5.0, "")
+    _use(program, program, facts)
+    assert (program.source, program.flops, program.bytes) == ("memory compiled", 5.0, 6.0)
+    assert program.peak_bytes == 10 + 20 - 10 + 4
+
+
+def test_a_row_lies_on_one_process():
+    with pytest.raises(UserError, match=r"mesh.tensor is 8, which does not divide the 4 devices"):
+        main(
+            [
+                *COMMAND,
+                *MODEL,
+                "--topology",
+                "v5e:16x16",
+                "--arithmetic",
+                "--mesh.fsdp",
+                "32",
+                "--mesh.tensor",
+                "8",
+            ]
+        )
 
 
 def test_a_plan_that_is_compiled_for_the_cpu(capsys, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,15 @@ from jax.sharding import PartitionSpec
 
 from memocr_jax.config import MeshConfig
 from memocr_jax.errors import UserError
-from memocr_jax.sharding import LocalCopy, local_mesh, make_mesh, own_rows, partition_spec, split_devices
+from memocr_jax.sharding import (
+    LocalCopy,
+    by_process,
+    local_mesh,
+    make_mesh,
+    own_rows,
+    partition_spec,
+    split_devices,
+)
 
 
 def test_logical_axes_become_mesh_axes():
@@ -33,6 +42,19 @@ def test_an_axis_without_a_rule():
 def test_a_mesh_that_is_not_the_devices():
     with pytest.raises(UserError, match="2 x 3 x 1 = 6, but there are 1 devices"):
         make_mesh(MeshConfig(data=2, fsdp=3), jax.devices()[:1])
+
+
+def test_a_process_has_its_rows_and_its_tensor_group_to_itself():
+    # Hosts of 2 x 2 chips in a slice of 4 x 4, numbered over the torus as a TPU numbers them.
+    torus = [
+        SimpleNamespace(id=4 * y + x, process_index=2 * (y // 2) + x // 2) for y in range(4) for x in range(4)
+    ]
+    owners = np.array([device.process_index for device in by_process(torus)])
+    for tensor in (1, 2, 4):
+        rows = owners.reshape(-1, tensor)
+        assert (rows == rows[:, :1]).all()
+        assert (np.diff(rows[:, 0]) >= 0).all()
+    assert [device.id for device in by_process(torus)[:4]] == [0, 1, 4, 5]
 
 
 def test_devices_are_shared_or_split_between_sampling_and_training():

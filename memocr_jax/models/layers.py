@@ -78,18 +78,16 @@ class Linear(nnx.Module):
 class Adapter(nnx.Module):
     """alpha / rank * B A x, added to what a linear map gives (LoRA, arXiv 2106.09685).
 
-    `weight` is that map's, [out, in] with whatever is stacked before it. Values are zeros here.
+    `weight` is that map's, [out, in] with whatever is stacked before it. Values are zeros here, and float32
+    whatever the weight's type: small updates of adapters would be lost in less.
     """
 
     def __init__(self, weight: nnx.Param, rank: int, alpha: float):
         *stack, outputs, inputs = weight.get_value().shape
         *names, out_name, in_name = weight.logical_axes
-        dtype = weight.get_value().dtype
-        self.A = nnx.LoRAParam(
-            jnp.zeros((*stack, rank, inputs), dtype), logical_axes=(*names, "lora_rank", in_name)
-        )
+        self.A = nnx.LoRAParam(jnp.zeros((*stack, rank, inputs)), logical_axes=(*names, "lora_rank", in_name))
         self.B = nnx.LoRAParam(
-            jnp.zeros((*stack, outputs, rank), dtype), logical_axes=(*names, out_name, "lora_rank")
+            jnp.zeros((*stack, outputs, rank)), logical_axes=(*names, out_name, "lora_rank")
         )
         self.scale = alpha / rank
 

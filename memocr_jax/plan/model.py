@@ -48,7 +48,7 @@ class Program:
     """Of `flops`, those that the mathematics needs (`models.flops`)."""
     shape: str
     source: str = "arithmetic"
-    """`compiled` by XLA for the topology, or `arithmetic`."""
+    """`compiled` by XLA for the topology, `memory compiled` (its work by arithmetic), or `arithmetic`."""
     error: str = ""
     """Why it could not be compiled."""
     compile_s: float = 0.0
@@ -87,7 +87,7 @@ class State:
     sampler: float
     """The rollouts' copy of the weights."""
     merged: float
-    """Adapters merged into a copy of the base (LoRA)."""
+    """Adapters merged into a copy of the base (LoRA), where that is not the rollouts' copy itself."""
 
     @property
     def training(self) -> float:

@@ -186,6 +186,9 @@ def _use(program: Program, full: Program, facts: dict[str, Any]) -> None:
     program.argument_bytes = max(program.argument_bytes, float(facts["argument_bytes"]))
     program.temporary_bytes = float(facts["temporary_bytes"])
     program.output_bytes = float(facts["output_bytes"])
+    if "flops" not in facts:
+        program.source = "memory compiled"
+        return
     scale = lambda mine, theirs, at: mine * theirs / at if at else theirs  # noqa: E731
     shorter = program.flops / full.flops if full.flops else 1.0
     program.flops = scale(program.flops, facts["flops"] + full.kernel_flops, full.flops)
@@ -215,6 +218,12 @@ def _stages(setting: Setting, programs: Sequence[Program], assumptions: Assumpti
 
 
 def _require_divisible(config: Config, topology: Topology) -> None:
+    own = topology.per_process - config.engine.devices
+    if own % config.mesh.tensor:
+        raise UserError(
+            f"mesh.tensor is {config.mesh.tensor}, which does not divide the {own} devices that train of a "
+            f"process of {topology}: a row of a batch would lie on several; choose a divisor"
+        )
     for name, value in {
         "rl.minibatch_questions": config.rl.minibatch_questions,
         "train.micro_batch_rows": config.train.micro_batch_rows,

@@ -6,7 +6,11 @@ trained part, and the frozen part is a constant in it.
 
 from __future__ import annotations
 
+import functools
+import hashlib
+
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
@@ -67,6 +71,11 @@ class Trainable:
         """Shapes, types and shardings of the trained part."""
         return self.restored(self.abstract_saved())
 
+    @functools.cached_property
+    def base(self) -> str:
+        """Fingerprint of the frozen base of adapters; empty without them."""
+        return fingerprint(self.frozen) if self.kind == "lora" else ""
+
     def whole(self, trained: nnx.State, frozen: nnx.State) -> nnx.State:
         """All parameters of `graphdef`; structure only, so it may be called under jit."""
         return nnx.merge_state(trained, frozen)
@@ -90,3 +99,21 @@ class Trainable:
     def restored(self, items: dict[str, nnx.State]) -> nnx.State:
         """The trained part, from those items."""
         return items["adapters"] if self.kind == "lora" else self._split(items["params"])[0]
+
+
+def fingerprint(params: nnx.State) -> str:
+    """Tells weights from others, were it by one bit; the same on every mesh, as integers are added."""
+    sums = jax.device_get(jax.jit(lambda tree: jax.tree.map(_weighed_bits, tree))(params))
+    flat = [(".".join(map(str, path)), int(x.get_value())) for path, x in nnx.to_flat_state(sums)]
+    return hashlib.blake2b(repr(sorted(flat)).encode(), digest_size=16).hexdigest()
+
+
+def _weighed_bits(x: jax.Array) -> jax.Array:
+    """u32[]: the sum of the elements' bits, each times an odd number of its place, modulo 2**32."""
+    unsigned = {2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize]
+    bits = jax.lax.bitcast_convert_type(x, unsigned).astype(jnp.uint32)
+    place, stride = jnp.uint32(0), 1
+    for axis in reversed(range(x.ndim)):
+        place += jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis) * jnp.uint32(stride % 2**32)
+        stride *= x.shape[axis]
+    return jnp.sum(bits * (2 * place + 1), dtype=jnp.uint32)

@@ -169,6 +169,11 @@ class Learner:
         """Programs compiled so far; it stays where it is when nothing is compiled any more."""
         return sum(program._cache_size() for program in self._programs)
 
+    @property
+    def base(self) -> str:
+        """Fingerprint of the frozen base of adapters; empty without them."""
+        return self._trainable.base
+
     def init(self, params: nnx.State) -> TrainState:
         """A fresh state that starts from `params` (all of them), which it consumes; moments are laid out as
         the parameters are."""

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from flax import nnx
+from safetensors.numpy import load_file
 
 from memocr_jax import convert
 from memocr_jax.checkpoint import Checkpoints, Meta
@@ -17,7 +18,7 @@ from memocr_jax.errors import UserError
 from memocr_jax.models import lora
 from memocr_jax.models.hf_weights import load_params
 from memocr_jax.models.qwen25_vl import abstract_model
-from memocr_jax.rl.trainable import Trainable
+from memocr_jax.rl.trainable import Trainable, fingerprint
 from memocr_jax.sharding import make_mesh
 
 LORA = LoraConfig(rank=3, alpha=7.0, targets=("q_proj", "v_proj", "o_proj", "up_proj", "down_proj"))
@@ -136,6 +137,78 @@ def test_a_run_without_adapters_says_so(run_dir, tmp_path):
     save_config(dataclasses.replace(config, train=train), other / "config.yaml")
     with pytest.raises(UserError, match=r"train\.trainable all, so it has no adapters"):
         convert.export_adapters(other, tmp_path / "peft")
+
+
+def rounded(params):
+    return jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
+
+
+def test_a_base_in_bfloat16_is_half_and_its_adapters_learn_the_same(adapters, tiny_mesh):
+    whole, _, trained = adapters
+    half = Trainable(whole.base_graphdef, rounded(whole.frozen), "lora", LORA, tiny_mesh, 0)
+    as_loaded = Trainable(
+        whole.base_graphdef,
+        jax.tree.map(lambda x: x.astype(jnp.float32), half.frozen),
+        "lora",
+        LORA,
+        tiny_mesh,
+        0,
+    )
+    size = lambda tree: sum(x.nbytes for x in jax.tree.leaves(tree))  # noqa: E731
+    assert 2 * size(half.frozen) == size(whole.frozen)
+    assert 2 * size(half.policy(trained)) == size(whole.frozen)
+    assert {x.dtype for x in jax.tree.leaves(half.fresh(None))} == {jnp.dtype("float32")}
+
+    def gradient(split):
+        loss = lambda trained: jnp.mean(hidden(split.graphdef, split.whole(trained, split.frozen))[..., :7])  # noqa: E731
+        return np.concatenate([np.ravel(x) for x in jax.tree.leaves(jax.jit(jax.grad(loss))(trained))])
+
+    ours, exact, theirs = map(gradient, (half, as_loaded, whole))
+    # Of weights that bfloat16 holds, as published ones, nothing is lost; of others, their rounding.
+    np.testing.assert_array_equal(ours, exact)
+    error = np.linalg.norm(ours - theirs) / np.linalg.norm(theirs)
+    assert 0 < error < 16 * 2.0**-8, error
+
+
+def test_exports_of_a_base_in_bfloat16(adapters, references, tiny_mesh, tmp_path):
+    reference = references("grouped")
+    whole, _, trained = adapters
+    half = Trainable(whole.base_graphdef, rounded(whole.frozen), "lora", LORA, tiny_mesh, 0)
+    lora_bf16 = dataclasses.replace(LORA, base_dtype="bfloat16")
+    model = ModelConfig(path=str(reference.directory), dtype="bfloat16")
+    config = Config(model=model, lora=lora_bf16, train=TrainConfig(trainable="lora"))
+    save_config(config, tmp_path / "config.yaml")
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        checkpoints.save(Meta(4, 9, reference.config.to_dict(), base=half.base), half.saved(trained))
+    convert.export_run(tmp_path, tmp_path / "merged")
+    merged = load_params(tmp_path / "merged", reference.config, tiny_mesh, config.param_dtype)
+    for ours, theirs in zip(jax.tree.leaves(merged), jax.tree.leaves(half.policy(trained)), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    convert.export_adapters(tmp_path, tmp_path / "peft")
+    tensors = load_file(tmp_path / "peft" / "adapter_model.safetensors")
+    assert {x.dtype for x in tensors.values()} == {np.dtype("float32")}
+    a = dict(nnx.to_flat_state(trained))[("language_model", "layers", "self_attn", "q_proj", "lora", "A")]
+    name = "base_model.model.model.language_model.layers.1.self_attn.q_proj.lora_A.weight"
+    np.testing.assert_array_equal(tensors[name], a.get_value()[1])
+
+
+def test_a_fingerprint_sees_one_bit_and_no_mesh(small_model, tiny_mesh):
+    _, params = small_model.on(tiny_mesh)
+    _, spread = small_model.on(make_mesh(MeshConfig(fsdp=2, tensor=2), jax.devices()))
+    mine = fingerprint(params)
+    assert fingerprint(spread) == mine
+    flat = dict(nnx.to_flat_state(params))
+    path = ("language_model", "layers", "mlp", "up_proj", "weight")
+    weight = flat[path].get_value()
+
+    def changed(value):
+        return fingerprint(nnx.from_flat_state(flat | {path: flat[path].replace(value)}))
+
+    assert changed(weight) == mine
+    assert changed(weight.at[1, 2, 3].set(jnp.nextafter(weight[1, 2, 3], jnp.inf))) != mine
+    assert changed(weight.at[:2].set(weight[1::-1])) != mine  # two layers exchanged
+    assert changed(weight.at[0, 0, :2].set(weight[0, 0, 1::-1])) != mine
+    assert fingerprint(rounded(params)) != mine
 
 
 def test_the_layers_of_the_decoder_have_these_maps(references):
