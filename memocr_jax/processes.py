@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -24,6 +25,10 @@ T = TypeVar("T")
 
 DETECTION = {"slurm": "slurm", "tpu_vm": "gcetpu", "gke_tpu": "gketpu", "jobset": "k8s", "mpi": "ompi"}
 """`processes.launcher` -> the name by which jax.distributed knows that environment."""
+
+
+TASKS_ON_A_HOST = {"slurm": "SLURM_STEP_TASKS_PER_NODE", "mpi": "OMPI_COMM_WORLD_LOCAL_SIZE"}
+"""Where these launchers say how many tasks share a host ("1", "1(x8)")."""
 
 
 class ProcessesSettings(Protocol):
@@ -59,6 +64,11 @@ def joined(settings: ProcessesSettings) -> Iterator[None]:
             f"processes.launcher is {settings.launcher!r}, but the processes could not be joined: "
             f"{' '.join(str(error).split())}"
         ) from error
+    tasks = os.environ.get(TASKS_ON_A_HOST.get(settings.launcher, ""), "")
+    if tasks.partition("(")[0] == "1":
+        # Under these launchers JAX shows a task the one GPU of its number; alone on a host it has them all.
+        for name in ("jax_cuda_visible_devices", "jax_rocm_visible_devices"):
+            jax.config.update(name, "all")
     try:
         yield
     finally:

@@ -1,6 +1,10 @@
 """Several processes over loopback: the same training, and errors that reach all of them."""
 
 import dataclasses
+import os
+import socket
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -83,6 +87,39 @@ def test_an_environment_that_is_not_there_is_an_error_of_the_setting():
         joined(dataclasses.replace(ProcessesConfig(), launcher="slurm")),
     ):
         pass
+
+
+@pytest.mark.parametrize(("tasks", "visible"), [("1(x2)", "all"), ("2", "1")])
+def test_a_task_alone_on_its_node_has_all_gpus(tasks, visible):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    # A job of one task, as srun would describe it; JAX's own answer to SLURM_LOCALID 1 is "GPU 1 only".
+    variables = {
+        **dict.fromkeys(("SLURM_NTASKS", "SLURM_STEP_NUM_NODES"), "1"),
+        **{
+            "SLURM_JOB_ID": "7",
+            "SLURM_PROCID": "0",
+            "SLURM_LOCALID": "1",
+            "SLURM_STEP_NODELIST": "127.0.0.1",
+        },
+        **{"SLURM_STEP_TASKS_PER_NODE": tasks, "JAX_COORDINATOR_PORT": port},
+    }
+    code = (
+        "import jax\nfrom memocr_jax.config import ProcessesConfig\n"
+        "from memocr_jax.processes import joined\n"
+        "with joined(ProcessesConfig(launcher='slurm')):\n"
+        "    print('visible', jax.config.values['jax_cuda_visible_devices'])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, **variables},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"visible {visible}\n" in done.stdout
 
 
 def test_mini_batches_hold_the_same_questions_for_any_number_of_processes():
