@@ -1,6 +1,7 @@
 # The trainer with Chromium and its fonts.
 #
-#   docker build -t memocr .                              on a CPU; for an accelerator add --build-arg EXTRA=cuda (or tpu)
+#   docker build -t memocr .                              on a CPU; for an accelerator add --build-arg EXTRA=cuda (or tpu),
+#                                                         for buckets gcs or s3, as EXTRA=tpu,gcs
 #   docker run --rm -v "$PWD/runs:/memocr/runs" memocr --config configs/tiny.yaml
 #
 # With GPUs add `--gpus all` (NVIDIA's container toolkit must be there), and `--shm-size 1g` for many pages.

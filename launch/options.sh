@@ -33,3 +33,19 @@ require_config() {
 quoted() {
   printf '%q ' "$@"
 }
+
+# The arguments as a JSON list.
+json_list() {
+  local word list=""
+  for word in "$@"; do
+    word=${word//\\/\\\\}
+    list+="${list:+, }\"${word//\"/\\\"}\""
+  done
+  printf '[%s]' "$list"
+}
+
+# A command for the root of the repository that puts the Hugging Face model $1 where configurations look for
+# it, models/NAME; nothing without a model.
+fetch_model() {
+  [[ ! $1 ]] || printf '.venv/bin/hf download %q --local-dir %q' "$1" "models/${1##*/}"
+}

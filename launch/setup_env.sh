@@ -2,7 +2,9 @@
 # Makes .venv at the root of the repository, installs this package into it (the fonts of pages come along),
 # and makes sure of Chromium. A second call finds its own notes in .venv and returns at once.
 #
-#   bash launch/setup_env.sh [EXTRA ...]     EXTRA: an extra of setup.py, as dev, cuda, tpu, wandb
+#   bash launch/setup_env.sh [--dry-run] [EXTRA ...]     EXTRA: an extra of setup.py, as dev, cuda, tpu, wandb
+#
+# --dry-run says what is missing and would be made or installed.
 #
 # Needs Debian or Ubuntu with Python 3.11 or newer and a network. What only root can install is installed
 # when this runs as root or sudo asks for no password; otherwise a message says what to ask for.
@@ -161,6 +163,22 @@ apt_libraries() {
   $prefix "$python" -m playwright install-deps chromium-headless-shell >>"$log" 2>&1 || true
 }
 
+# What a call without --dry-run would do.
+plan() {
+  local extra
+  [[ -x $python ]] || printf 'make %s with %s\n' "$PWD/$venv" "$(find_python)"
+  has_extra base || printf 'install this package and what it needs: pip install -e .\n'
+  for extra in "$@"; do
+    has_extra "$extra" || printf "install the extra packages of '%s': pip install -e '.[%s]'\n" "$extra" "$extra"
+  done
+  [[ -s $browser && -x $(<"$browser") ]] || printf 'find Chromium, or install it: chromium-headless-shell (apt), or Playwright'"'"'s\n'
+}
+
+if [[ ${1:-} == --dry-run ]]; then
+  shift
+  is_ready "$@" || plan "$@"
+  exit
+fi
 if ! is_ready "$@"; then
   # Two launches at once make one environment.
   exec 9<.

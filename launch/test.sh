@@ -1,11 +1,24 @@
 #!/usr/bin/env bash
 # Runs the tests: sets everything up with the test packages when needed (launch/setup_env.sh), then pytest.
 #
-#   bash launch/test.sh [ARGUMENT ...]       as: tests/rl, -k name, -m soak
+#   bash launch/test.sh [--dry-run] [ARGUMENT ...]       as: tests/rl, -k name, -m soak
+#
+# --dry-run prints what would be run.
 set -euo pipefail
 cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
 
-bash launch/setup_env.sh dev
+# shellcheck source=launch/options.sh
+source launch/options.sh
+dry_run=""
+if [[ ${1:-} == --dry-run ]]; then
+  dry_run=yes
+  shift
+fi
+[[ $dry_run ]] || bash launch/setup_env.sh dev
 # The whole suite gets a worker for each core; a file's tests stay together, for they share what is dear to make.
 [[ $# -gt 0 ]] || set -- --numprocesses logical --dist loadfile --max-worker-restart 0
+if [[ $dry_run ]]; then
+  printf '%s\n' "bash launch/setup_env.sh dev" "$(quoted .venv/bin/python -m pytest "$@")"
+  exit
+fi
 exec .venv/bin/python -m pytest "$@"

@@ -12,7 +12,9 @@
 #   --version V       runtime image                     (that of the type)
 #   --spot            a slice that may be taken away, for less money
 #   --bucket NAME     Cloud Storage bucket, mounted on every host as /runs (needs gcsfuse in the image)
+#   --model ID        Hugging Face model that every host downloads first, to models/NAME
 #   --tries N         slices asked for before this gives up               (20)
+#   --poll S          seconds between two looks at the request            (30)
 #   --keep            leave the slice when the run has ended; without it, it is given back
 #   --dry-run         print the commands instead of running them
 #
@@ -22,7 +24,7 @@ cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
 # shellcheck source=launch/options.sh
 source launch/options.sh
 
-name=memocr type="" zone="" project="" version="" spot="" bucket="" tries=20 keep="" dry_run=""
+name=memocr type="" zone="" project="" version="" spot="" bucket="" model="" tries=20 poll=30 keep="" dry_run=""
 arguments=()
 while (($#)); do
   case $1 in
@@ -32,6 +34,8 @@ while (($#)); do
     --project) project=$(value "$@"); shift ;;
     --version) version=$(value "$@"); shift ;;
     --bucket) bucket=$(value "$@"); shift ;;
+    --model) model=$(value "$@"); shift ;;
+    --poll) poll=$(value "$@"); shift ;;
     --tries) tries=$(whole "$@"); shift ;;
     --spot) spot=yes ;;
     --keep) keep=yes ;;
@@ -89,7 +93,7 @@ wait_until_active() {
       ACTIVE) return 0 ;;
       FAILED | SUSPENDING | SUSPENDED | DELETING | "") return 1 ;;
     esac
-    sleep "${MEMOCR_POLL_S:-30}"
+    sleep "$poll"
   done
 }
 
@@ -107,6 +111,7 @@ train() {
   cloud compute tpus tpu-vm scp "$code" "$name:memocr.tar.gz" "${where[@]}" --worker=all || return
   [[ $bucket ]] && mount="sudo mkdir -p /runs && sudo chown \$USER /runs && (mountpoint -q /runs || gcsfuse --implicit-dirs $(quoted "$bucket")/runs) && "
   on_all_hosts "${mount}mkdir -p memocr && tar -xzf memocr.tar.gz -C memocr && bash memocr/launch/setup_env.sh tpu" || return
+  [[ ! $model ]] || on_all_hosts "cd memocr && $(fetch_model "$model")" || return
   run=$(quoted "${arguments[@]}")
   on_all_hosts "cd memocr && .venv/bin/python -m memocr_jax.train --processes.launcher tpu_vm $run"
 }

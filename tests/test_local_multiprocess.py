@@ -43,9 +43,10 @@ def launch(folder: Path, name: str, *arguments: str) -> subprocess.Popen:
     return subprocess.Popen(
         [
             *("bash", SCRIPT, "2", "--logs", str(folder / f"{name}_logs"), *arguments),
+            *("--python", str(folder / "python")),
             *("--config", str(folder / "quick.yaml"), "--run.dir", str(folder / name), "--mesh.fsdp", "2"),
         ],
-        env={**environment(), "MEMOCR_PYTHON": str(folder / "python")},
+        env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
