@@ -71,11 +71,17 @@ def pack_turns(turns: Sequence[WeightedTurn], packing: Packing) -> MiniBatch:
     by_shape: dict[Shape, list[list[WeightedTurn]]] = {}
     for row in rows:
         by_shape.setdefault(_shape(row, packing), []).append(row)
-    packed = [
-        _pack_rows([same[i] for i in chosen], shape, packing)
-        for shape, same in sorted(by_shape.items())
-        for chosen in batches(len(same), packing.rows)
-    ]
+    packed = []
+    for shape in sorted(by_shape, reverse=True):
+        same = by_shape[shape]
+        # Slots that would be padding take rows of smaller shapes instead.
+        for smaller in (s for s in sorted(by_shape, reverse=True) if _fits(s, shape)):
+            while len(same) % packing.rows and by_shape[smaller]:
+                same.append(by_shape[smaller].pop())
+        packed += [
+            _pack_rows([same[i] for i in chosen], shape, packing)
+            for chosen in batches(len(same), packing.rows)
+        ]
     lengths = [len(t.turn.completion.tokens) for t in turns]
     return MiniBatch(packed, sum(lengths), len(turns), max(lengths, default=0))
 
@@ -179,6 +185,17 @@ def _shape(row: list[WeightedTurn], packing: Packing) -> Shape:
     if packing.row_layout == "aligned":
         return Shape(windows, length, sampled, *dataclasses.astuple(_layout(row, packing)))
     return Shape(windows, bucket(length, packing.length_multiple), sampled)
+
+
+def _fits(small: Shape, large: Shape) -> bool:
+    """Whether rows of one shape may stand in a micro-batch of another: both with images or both without, and
+    (aligned) the same layout."""
+    return (
+        small != large
+        and bool(small.windows) == bool(large.windows)
+        and all(a <= b for a, b in zip(small[:3], large[:3], strict=True))
+        and small[3:] == large[3:]
+    )
 
 
 def batch_shape(batch: TrainBatch) -> Shape:
