@@ -68,8 +68,15 @@ def sample_tokens(
         lambda: jnp.zeros_like(scaled),
         lambda: jnp.where(greedy[:, None], 0.0, jax.vmap(_gumbel, (0, 0, None))(keys, position, vocab)),
     )
-    tokens = jnp.argmax(allowed + noise, axis=-1).astype(jnp.int32)
+    tokens = _first_largest(allowed + noise)
     return tokens, jnp.take_along_axis(logp, tokens[:, None], axis=-1)[:, 0]
+
+
+def _first_largest(x: Float[Array, "B V"]) -> Int32[Array, B]:
+    """jnp.argmax over the last axis, as two plain reductions: XLA's own takes ten times as long on a CPU."""
+    places = jnp.arange(x.shape[-1], dtype=jnp.int32)
+    largest = x == x.max(axis=-1, keepdims=True)
+    return jnp.where(largest, places, x.shape[-1] - 1).min(axis=-1)
 
 
 def _gumbel(key: UInt32[Array, 2], position: Int32[Array, ""], size: int) -> Float[Array, V]:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from memocr_jax.config import SamplingConfig
 from memocr_jax.rng import row_key
-from memocr_jax.sampling import RowSampling, sample_tokens, top_k_top_p_mask
+from memocr_jax.sampling import RowSampling, _first_largest, sample_tokens, top_k_top_p_mask
 
 EOS = (3,)
 
@@ -45,6 +45,17 @@ def test_mask_equals_sorting(seed, top_k, top_p, spread):
     logits = (np.random.default_rng(seed).normal(size=29) * spread).astype(np.float32)
     mask = np.asarray(top_k_top_p_mask(jnp.asarray(logits)[None], top_k, top_p))[0]
     np.testing.assert_array_equal(mask, sorted_mask(logits, top_k, top_p))
+
+
+@settings(deadline=None)
+@given(
+    st.lists(
+        st.lists(st.sampled_from([-np.inf, -1.5, 0.0, 2.0]), min_size=7, max_size=7), min_size=1, max_size=3
+    )
+)
+def test_the_first_of_the_largest_wins(rows):
+    x = np.array(rows, np.float32)
+    assert _first_largest(x).tolist() == x.argmax(-1).tolist()
 
 
 def test_golden_mask():

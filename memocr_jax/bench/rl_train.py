@@ -77,7 +77,7 @@ class Setting:
     prefix: int = 128
     suffix: int = 64
     siblings: tuple[int, ...] = (4, 8, 16)
-    groups: int = 2
+    groups: int = 4
     """Questions of the update, each with its K siblings. The recipe has 16: what the optimiser costs, which
     sharing does not change, weighs more here than there."""
     torch_siblings: int = 8

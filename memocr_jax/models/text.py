@@ -127,7 +127,8 @@ class TextModel(nnx.Module):
         `layers` are those of `Qwen25VL.decoding_copy`, made before the loop over tokens; the cache's fields
         may then be tuples with one array per layer.
         """
-        sincos = sin_cos(mrope_angles(mrope_pos, self.config))
+        # Kept: XLA would compute them again for every head of every layer, as part of what uses them.
+        sincos = jax.lax.optimization_barrier(sin_cos(mrope_angles(mrope_pos, self.config)))
         rows = jnp.arange(cache.suffix_len.shape[0])
         prefix_slots = jax.tree.leaves(cache.prefix_v)[0].shape[-2]
         prefix_valid = jnp.arange(prefix_slots) < cache.prefix_len[:, None]
