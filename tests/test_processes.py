@@ -122,6 +122,50 @@ def test_a_task_alone_on_its_node_has_all_gpus(tasks, visible):
     assert f"visible {visible}\n" in done.stdout
 
 
+def as_launched(launcher, task, tasks=2):
+    """What srun or mpirun gives to one of the tasks of a job on this machine."""
+    if launcher == "mpi":
+        names = {
+            "OMPI_COMM_WORLD_SIZE": tasks,
+            "OMPI_COMM_WORLD_RANK": task,
+            "OMPI_COMM_WORLD_LOCAL_RANK": task,
+        }
+        return {**names, "OMPI_MCA_orte_hnp_uri": "1531576320.0;tcp://127.0.0.1:34911"}
+    names = {"SLURM_NTASKS": tasks, "SLURM_PROCID": task, "SLURM_LOCALID": task, "SLURM_STEP_NUM_NODES": 1}
+    return {**names, "SLURM_JOB_ID": 7, "SLURM_STEP_NODELIST": "127.0.0.1"}
+
+
+@pytest.mark.parametrize("launcher", ["slurm", "mpi"])
+def test_two_tasks_join_by_what_their_launcher_says(launcher):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    code = (
+        "import jax\nfrom memocr_jax.config import ProcessesConfig\n"
+        "from memocr_jax.processes import gather, joined\n"
+        f"with joined(ProcessesConfig(launcher={launcher!r})):\n"
+        "    print('all', gather(jax.process_index()), 'devices', jax.device_count())\n"
+    )
+    tasks = [
+        subprocess.Popen(
+            [sys.executable, "-c", code],
+            env={
+                **os.environ,
+                "JAX_NUM_CPU_DEVICES": "1",
+                "JAX_COORDINATOR_PORT": str(port),
+                **{name: str(value) for name, value in as_launched(launcher, task).items()},
+            },
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for task in range(2)
+    ]
+    for task in tasks:
+        output, _ = task.communicate(timeout=120)
+        assert task.returncode == 0 and "all [0, 1] devices 2" in output, output
+
+
 def test_mini_batches_hold_the_same_questions_for_any_number_of_processes():
     questions = list(range(100, 112))  # 2 mini-batches of 6
     shares = [own_share(questions, 6, process, 3) for process in range(3)]
