@@ -134,3 +134,34 @@ def small_model():
         return graphdef, jax.tree.map(lambda x: x * (4 if x.ndim > 1 else 1), params)
 
     return SimpleNamespace(config=config, on=on, eos_ids=(7,))
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """A Chromium that tests drive themselves, to look at the reports that the package writes."""
+    from playwright.sync_api import sync_playwright
+
+    from render.chromium import find_chromium
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=find_chromium(), args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def open_page(browser):
+    """Opens a file offline; what the console says, and requests that fail, are the page's `complaints`."""
+
+    def open_(path: Path, **options):
+        page = browser.new_page(viewport={"width": 1300, "height": 900}, **options)
+        page.complaints = []
+        page.on("console", lambda message: page.complaints.append(message.text))
+        page.on("pageerror", lambda error: page.complaints.append(str(error)))
+        page.on("requestfailed", lambda request: page.complaints.append(request.url[:80]))
+        page.goto(path.as_uri())
+        return page
+
+    yield open_
+    for context in browser.contexts:
+        context.close()

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from playwright.sync_api import expect, sync_playwright
-
-from render.chromium import find_chromium
+from playwright.sync_api import expect
 
 HOSTILE = (
     "</script><script>window.hacked = 1</script><img src=x onerror='window.hacked = 2'>"
@@ -14,30 +12,9 @@ HOSTILE = (
 NAME = "</title><script>window.hacked = 3</script>$x_1$ & \"'{{ 7 * 191 }}"
 
 
-@pytest.fixture(scope="module")
-def browser():
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=find_chromium(), args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
-
 @pytest.fixture
-def open_report(browser):
-    """Open an evaluation's report offline; what the console says and requests that fail are kept."""
-
-    def open_(evaluation, **options):
-        page = browser.new_page(viewport={"width": 1300, "height": 900}, **options)
-        page.complaints = []
-        page.on("console", lambda message: page.complaints.append(message.text))
-        page.on("pageerror", lambda error: page.complaints.append(str(error)))
-        page.on("requestfailed", lambda request: page.complaints.append(request.url[:80]))
-        page.goto((evaluation.directory / "report.html").as_uri())
-        return page
-
-    yield open_
-    for context in browser.contexts:
-        context.close()
+def open_report(open_page):
+    return lambda evaluation, **options: open_page(evaluation.directory / "report.html", **options)
 
 
 def questions(page):

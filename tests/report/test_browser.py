@@ -6,36 +6,13 @@ import json
 import time
 
 import pytest
-from playwright.sync_api import sync_playwright
 
 from memocr_jax.report import write_report
-from render.chromium import find_chromium
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=find_chromium(), args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
-def open_report(browser):
-    """Open a run's report offline; what the console says and every request for another resource is kept."""
-
-    def open_(run, **options):
-        page = browser.new_page(viewport={"width": 1300, "height": 900}, **options)
-        page.complaints = []
-        page.on("console", lambda message: page.complaints.append(message.text))
-        page.on("pageerror", lambda error: page.complaints.append(str(error)))
-        page.on("requestfailed", lambda request: page.complaints.append(request.url[:80]))
-        page.goto(write_report(run.root).as_uri())
-        return page
-
-    yield open_
-    for context in browser.contexts:
-        context.close()
+def open_report(open_page):
+    return lambda run, **options: open_page(write_report(run.root), **options)
 
 
 def test_pictures_decode_and_folding_works(new_run, open_report):
