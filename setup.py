@@ -13,6 +13,7 @@ MODEL = [
     "jaxtyping>=0.3,<0.4",
     "numpy>=2.2,<3",
     "safetensors>=0.5,<0.9",
+    "etils[epath]>=1.12,<2",
     "tensorstore>=0.1.80",
     "transformers>=5.10,<6",
     "tokenizers>=0.22,<0.24",
@@ -48,6 +49,7 @@ RUN = [
     "markupsafe>=2.1,<4",
     "tensorboardX>=2.6,<3",
     "psutil>=6,<8",
+    "fsspec>=2025.5",  # run directories in buckets
     "html-text>=0.7,<1",  # what an HTML document shows
     "lxml>=5.3,<7",
 ]

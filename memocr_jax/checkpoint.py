@@ -16,11 +16,13 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from etils import epath
 from flax import nnx
 
 from memocr_jax.config import CheckpointConfig, Config
 from memocr_jax.errors import UserError
 from memocr_jax.models.config import Qwen25VLConfig
+from memocr_jax.run_place import CHECKPOINTS, is_remote, require_local
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,8 +49,10 @@ class Checkpoints:
     def __init__(
         self, run_dir: str | Path, keep: int | None = None, keep_best: int = 0, read_only: bool = False
     ):
-        """Keeps the newest `keep` (None: all) and the `keep_best` with the best `score` of `save`."""
-        self.directory = Path(run_dir).absolute() / "checkpoints"
+        """Keeps the newest `keep` (None: all) and the `keep_best` with the best `score` of `save`. `run_dir`
+        may be in a bucket that Orbax writes to (gs://)."""
+        here = run_dir if is_remote(run_dir) else Path(run_dir).absolute()
+        self.directory = epath.Path(here) / CHECKPOINTS
         if read_only and not self.directory.is_dir():
             raise UserError(f"{run_dir}: no checkpoints there; name the directory of a run (--run.dir)")
         self._manager = ocp.CheckpointManager(
@@ -172,6 +176,7 @@ def open_checkpoint(run_dir: str | Path, step: int | None = None) -> Iterator[tu
 
     Raises UserError when the directory is not a run's or has no such complete checkpoint.
     """
+    require_local(run_dir, "run directory")
     if not (Path(run_dir) / "config.yaml").is_file():
         raise UserError(f"{run_dir}: not the directory of a run (it has no config.yaml)")
     with Checkpoints(run_dir, read_only=True) as checkpoints:

@@ -25,7 +25,10 @@ from render.settings import RenderSettings
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
     dir: str = ""
-    """Where the run leaves everything; empty means runs/<name of the config file>."""
+    """Where the run leaves everything: a folder, or a bucket (gs://, s3://); empty means runs/<name of the
+    config file>."""
+    staging: str = ""
+    """Folder on this machine in which a run in a bucket is worked on; empty means a temporary one."""
     seed: int = 0
     """Seed of every random stream of the run."""
     fresh: bool = False

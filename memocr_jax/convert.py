@@ -27,6 +27,7 @@ from memocr_jax.errors import UserError, run_command
 from memocr_jax.models.config import Qwen25VLConfig
 from memocr_jax.models.hf_files import complete_directory, resolve, write_side_files
 from memocr_jax.models.safetensors_dir import SHARD_BYTES, TensorFiles
+from memocr_jax.run_place import require_local
 
 CACHE_BYTES = 2 * 10**9
 """Decoded chunks of a checkpoint that are kept, so that a chunk over several layers is decoded once."""
@@ -129,6 +130,7 @@ def _checkpoint(run_dir: str | Path, step: int | None) -> tuple[Config, Path, An
     """Configuration of a run, directory and meta of its checkpoint of `step` (None: the newest)."""
     from memocr_jax.checkpoint import Checkpoints
 
+    require_local(run_dir, "--from")
     config_file = Path(run_dir) / "config.yaml"
     if not config_file.is_file():
         raise UserError(f"--from {run_dir}: not the directory of a run (it has no config.yaml)")

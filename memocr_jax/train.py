@@ -63,9 +63,9 @@ def _train(config: Config) -> int:
     from memocr_jax.rl.schedule import Schedule
     from memocr_jax.rl.step import rollout, update
     from memocr_jax.rl.step_metrics import update_flops
+    from memocr_jax.run_place import RunPlace, is_remote
     from memocr_jax.system import build_learner, build_system, parameter_count
 
-    run_dir = Path(config.run.dir)
     use_compilation_cache(config.run.compiled_dir)
     system = together(lambda: build_system(config))
     examples = together(lambda: load_examples(config.data, system.tokenizer, "train"))
@@ -73,10 +73,13 @@ def _train(config: Config) -> int:
     if jax.process_count() > 1:
         require_same(code=code_version(), configuration=_alike(config), data=_fingerprint(examples))
     order = QuestionOrder(len(examples), config.rl.questions_per_step, config.run.seed)
-    moved = together(lambda: run_directory.prepare(run_dir, config.run.fresh) if is_main() else None)
     stopwatch = Stopwatch()
 
     with contextlib.ExitStack() as stack:
+        run, ours = config.run, (jax.process_index(), jax.process_count())
+        place = together(lambda: stack.enter_context(RunPlace(run.dir, run.staging, run.fresh, *ours)))
+        run_dir = place.directory
+        moved = together(lambda: run_directory.prepare(run_dir, run.fresh) if is_main() else None)
         operations = stack.enter_context(Operations(config, run_dir))
         progress = stack.enter_context(TrainProgress(config.train.steps, quiet=not is_main()))
 
@@ -85,7 +88,7 @@ def _train(config: Config) -> int:
             progress.stage(name, done, total)
 
         checkpoints = stack.enter_context(
-            Checkpoints(run_dir, config.checkpoint.keep, config.checkpoint.keep_best)
+            Checkpoints(place.checkpoints, config.checkpoint.keep, config.checkpoint.keep_best)
         )
         newest = checkpoints.latest()
         meta = None if newest is None else checkpoints.meta(newest)
@@ -109,6 +112,8 @@ def _train(config: Config) -> int:
         parameters = parameter_count(initial)
         del initial  # the reference policy, where one is needed, is the learner's
         progress.start(config, run_dir, parameters, examples, state.step, moved)
+        if is_remote(run.dir):
+            progress.say(f"run.dir {run.dir}: worked on in {run_dir}")
         progress.say(f"attention: {config.model.attention}; " + "; ".join(map(str, fits)))
         if config.engine.warm_up and state.step < config.train.steps:
             agent.engine.warm_up(system.sampler_params(learner.policy_params(state)), limits)
@@ -150,7 +155,9 @@ def _train(config: Config) -> int:
                 progress.step(step, metrics, timing)
                 operations.end(step, stages)
                 last = step == config.train.steps or stopped is not None or failure is not None
-                if step % config.checkpoint.every_steps == 0 or last:
+                saves = step % config.checkpoint.every_steps == 0 or last
+                place.push(wait=saves)  # a run that goes on from this checkpoint finds its lines
+                if saves:
                     items = learner.checkpoint_items(state)
                     if schedule.next_policy is not None:
                         items["next_policy"] = schedule.next_policy

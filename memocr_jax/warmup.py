@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from memocr_jax.config import Config, WarmupStage, parse_command
 from memocr_jax.errors import UserError, run_command
+from memocr_jax.run_place import is_remote
 
 if TYPE_CHECKING:
     from memocr_jax.sft.lessons import Lessons, Taught
@@ -44,6 +45,8 @@ def warm_up(config: Config) -> int:
         raise UserError(
             f"train.trainable is {config.train.trainable}: the warm-up trains every parameter; set it to all"
         )
+    if is_remote(config.run.dir):
+        raise UserError(f"run.dir is {config.run.dir}: the warm-up writes to folders only; name one")
     plan = Plan(config)  # checked before anything heavy is imported
     import jax
     import jax.numpy as jnp
