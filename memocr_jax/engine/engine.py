@@ -56,8 +56,6 @@ class Engine:
     ):
         self.graphdef, self.model_config, self.mesh, self.config = graphdef, model_config, mesh, config
         self.eos_ids = tuple(eos_ids)
-        self.sampled_tokens = 0
-        """Completion tokens sampled since the engine was made."""
         self.encoded_images = 0
         """Images that went through the vision tower since the engine was made."""
         self._kinds: list[Kind] = []
@@ -199,7 +197,6 @@ class Engine:
         def complete(item: _Asked) -> None:
             nonlocal done
             done += 1
-            self.sampled_tokens += sum(len(c.tokens) for c in item.completions)
             progress(done, len(asked))
             if finished is not None:
                 asked[item.index] = None  # a call without an end must not keep what is done
