@@ -62,10 +62,13 @@ def test_a_second_call_reuses_what_is_there(tmp_path):
     assert list(tmp_path.iterdir()) == [], "nothing may be made where it was called from"
 
 
-def test_arguments_go_to_the_trainer(tmp_path):
-    done = bash("launch/local.sh", "--help", cwd=tmp_path)
+@pytest.mark.parametrize(
+    ("arguments", "command"), [((), "story"), (("--config", "configs/tiny.yaml"), "train")]
+)
+def test_arguments_go_to_the_story_or_with_a_config_to_the_trainer(tmp_path, arguments, command):
+    done = bash("launch/local.sh", *arguments, "--help", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "memocr_jax.train" in done.stdout and "--rl.group-size" in done.stdout
+    assert f"memocr_jax.{command}" in done.stdout and "--rl.group-size" in done.stdout
 
 
 def test_an_unknown_option_is_the_trainers_error():
@@ -78,7 +81,7 @@ def test_an_unknown_option_is_the_trainers_error():
 def test_config_replaces_the_default(arguments):
     done = bash("launch/local.sh", *arguments)
     assert done.returncode == 2
-    assert done.stderr.count("\n") == 1 and "none.yaml" in done.stderr and "tiny" not in done.stderr
+    assert done.stderr.count("\n") == 1 and "none.yaml" in done.stderr and "nano" not in done.stderr
 
 
 def test_arguments_go_to_pytest(tmp_path):

@@ -24,6 +24,7 @@ from markupsafe import Markup
 from memocr_jax.report.curves import REWARDS, draw_curves, trend
 from memocr_jax.report.evaluation import read_evaluation
 from memocr_jax.report.record import RunRecord, read_run
+from memocr_jax.report.story import read_story
 from memocr_jax.report.trajectories import KIND_NAMES, PictureReader, ShownTurn, select_groups
 from memocr_jax.report.values import finite, short, text, texts
 
@@ -94,6 +95,7 @@ def render_report(record: RunRecord, limits: ReportLimits) -> str:
             facts=headline(record),
             trends=[t for key in REWARDS if (t := trend(record.metrics, key))],
             command=" ".join(texts(record.about.get("command"))),
+            story=read_story(record, limits.image_mb),
             charts=charts,
             other_charts=other_charts,
             evaluation=read_evaluation(record.evaluation),
