@@ -22,6 +22,7 @@ from memocr_jax.errors import UserError, run_command
 
 if TYPE_CHECKING:
     from memocr_jax.plan.plan import Plan
+    from memocr_jax.plan.scale import Scaled
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "Compile a run for a topology that is not here: memory, time and cost of a step.",
         _options,
     )
-    from memocr_jax.plan.chips import parse_topology
+    from memocr_jax.plan.chips import parse_topology, slice_of
 
     if options.topology is None:
         raise UserError("--topology is missing: name one, such as v5e:16x16, v5p:4x4x4, h100:8x8 or cpu:1")
@@ -45,12 +46,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Before JAX is imported: for the arithmetic any devices will do that are as many.
     from memocr_jax.plan.environment import prepare_environment
 
-    compiles = not (options.arithmetic or options.suggest or topology.is_gpu)
-    prepare_environment(1 if compiles and topology.is_tpu else topology.devices)
+    counts = [int(word) for word in options.scale.split(",") if word]
+    compiles = not (options.arithmetic or options.suggest or counts or topology.is_gpu)
+    most = max([topology.devices, *(slice_of(topology.chip, count).devices for count in counts)])
+    prepare_environment(1 if compiles and topology.is_tpu else most)
 
     from memocr_jax.models.config import Qwen25VLConfig
     from memocr_jax.plan.plan import Assumptions, make_plan, suggest
     from memocr_jax.plan.programs import stand_ins, topology_devices
+    from memocr_jax.plan.scale import scale
 
     model = Qwen25VLConfig.from_file(config.model.path)
     assumptions = Assumptions(
@@ -59,6 +63,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         efficiency=options.efficiency,
         price=options.price,
     )
+    if counts:
+        found = scale(config, model, topology.chip, counts, assumptions, stand_ins)
+        _print_scale(found, topology.chip.name, config)
+        if options.json:
+            Path(options.json).write_text(json.dumps([s.as_dict() for s in found], indent=1) + "\n", "utf-8")
+        return 0
     devices = topology_devices(topology) if compiles else stand_ins(topology)
     if options.suggest:
         found = suggest(config, model, topology, assumptions, devices)
@@ -102,6 +112,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
     add("--json", metavar="FILE", help="write the plan as data")
     add("--suggest", action="store_true", help="search meshes, row lengths and rows instead (arithmetic)")
     add("--suggestions", type=int, default=5, metavar="N", help="how many are printed (5)")
+    add("--scale", default="", metavar="N,N", help="steps on so many devices instead (arithmetic)")
     add("--arithmetic", action="store_true", help="compile nothing")
     add("--programs", default="", metavar="WORDS", help="compile only these, as gradient,decode")
     add("--cache", metavar="DIR", help="folder that keeps what was compiled")
@@ -194,6 +205,44 @@ def print_plan(plan: Plan, config: Config) -> None:
     say(
         f"Assumed: {a.chunks:g} chunks, memories and answers {a.fill:.0%} of their limits long, "
         f"programs reach {a.efficiency:.0%} of their bound. None of these times was measured."
+    )
+
+
+def _print_scale(found: list[Scaled], chip: str, config: Config) -> None:
+    from rich.table import Table
+
+    console = _console()
+    table = Table(title=f"{chip}: steps predicted for several numbers of devices (arithmetic)")
+    for name in (
+        *("devices", "mesh", "questions", "HBM free", "draft s", "read s", "update s", "step s"),
+        *("sampled tokens/s", "MFU of the step", "device-hours a step"),
+    ):
+        table.add_column(name, justify="right")
+    for one in found:
+        topology, plan = one.topology, one.plan
+        if plan is None:
+            table.add_row(str(topology.devices), str(topology), str(one.questions), "cannot run")
+            continue
+        data, stages = plan.as_dict(), plan.stages_s
+        table.add_row(
+            str(topology.devices),
+            str(topology),
+            str(one.questions),
+            f"{data['hbm_free_share']:.0%}" if plan.fits else f"does not fit ({data['hbm_free_share']:.0%})",
+            *(f"{stages[name]:.0f}" for name in ("draft", "read", "update")),
+            f"{plan.step_s:.0f}",
+            f"{data['tokens_per_s']:,.0f}",
+            f"{plan.mfu:.0%}",
+            f"{plan.step_s * topology.devices / 3600:.1f}",
+        )
+    console.print(table)
+    for one in found:
+        if one.problem:
+            console.print(f"{one.topology}, {one.questions} questions: {one.problem}", soft_wrap=True)
+    console.print(
+        f"mesh.tensor {config.mesh.tensor}; mesh.fsdp grows with a slice's devices, mesh.data with the "
+        "slices, and with both the rows of a micro-batch. None of these times was measured.",
+        soft_wrap=True,
     )
 
 

@@ -16,7 +16,7 @@ from memocr_jax.compile_plan import main
 from memocr_jax.config import Config, MeshConfig, ModelConfig, TrainConfig, load_config
 from memocr_jax.errors import UserError
 from memocr_jax.models.config import Qwen25VLConfig
-from memocr_jax.plan.chips import parse_topology
+from memocr_jax.plan.chips import CHIPS, parse_topology, slice_of
 from memocr_jax.plan.hlo import program_cost
 from memocr_jax.plan.model import Program
 from memocr_jax.plan.plan import _use, with_settings
@@ -285,6 +285,52 @@ def test_a_program_whose_text_xla_cannot_give_has_its_memory_alone():
     _use(program, program, facts)
     assert (program.source, program.flops, program.bytes) == ("memory compiled", 5.0, 6.0)
     assert program.peak_bytes == 10 + 20 - 10 + 4
+
+
+def test_scale_says_what_more_devices_bring(tmp_path):
+    path = tmp_path / "scale.json"
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "memocr_jax.compile_plan", *COMMAND, *MODEL, "--topology", "v5e:16x16"),
+            *("--scale", "256,1024", "--json", str(path)),
+        ],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "cannot run" in done.stdout and "None of these times was measured" in done.stdout
+    own, few, many = json.loads(path.read_text())
+    assert [(s["topology"], s["questions"]) for s in (own, few, many)] == [
+        ("v5e:16x16", 64),
+        ("4 x v5e:16x16", 64),
+        ("4 x v5e:16x16", 256),
+    ]
+    assert few["plan"] is None and "does not divide over the 256 processes" in few["problem"]
+    # A host has one question in both; what is added is the exchange of gradients between slices.
+    one, many = own["plan"]["stages_s"], many["plan"]["stages_s"]
+    assert many["draft"] == pytest.approx(one["draft"]) and 1 < many["update"] / one["update"] < 1.2
+
+
+def test_topologies_of_a_number_of_devices():
+    cases = [
+        ("v5e", 16, "v5e:4x4"),
+        ("v5e", 32, "v5e:4x8"),
+        ("v5p", 32, "v5p:2x4x4"),
+        ("h100", 64, "h100:8x8"),
+    ]
+    for name, devices, topology in cases:
+        assert str(slice_of(CHIPS[name], devices)) == topology
+    several = slice_of(CHIPS["v5e"], 1024)
+    assert (several.slices, several.devices, several.processes) == (4, 1024, 256)
+    with pytest.raises(UserError, match="24 devices of v5e do not fill"):
+        slice_of(CHIPS["v5e"], 24)
+    # Between slices and between nodes the network is slower than the links within.
+    size, times = 1e9, []
+    for where in (several, slice_of(CHIPS["h100"], 64)):
+        times.append([where.collective_s("all-reduce", size, 4, across) for across in (False, True)])
+    assert all(across / within > 8 for within, across in times)
 
 
 def test_a_row_lies_on_one_process():

@@ -28,11 +28,13 @@ class Chip:
     link_bytes_s: float
     """What a device can send to its neighbours in a ring, both directions together (ICI, NVLink)."""
     network_bytes_s: float
-    """The same between nodes (GPU), per device; TPU slices have one network, `link_bytes_s`."""
+    """The same, per device, between nodes (GPU) or slices (TPU, over the data centre's network)."""
     latency_s: float
     """Of one collective, whatever its size; an order of magnitude, not a measurement."""
     per_host: int
     """Devices of one process."""
+    slice_devices: int = 0
+    """Most devices of a slice (TPU); more are several slices."""
 
     @property
     def flops_s(self) -> float:
@@ -46,10 +48,11 @@ CPU_FLOPS_S = 1e11
 CHIPS = {
     chip.name: chip
     for chip in (
-        Chip("v4", "TPU v4", 31.25 * GIB, 1.2e12, 9e10, 9e10, 2e-6, 4),
-        Chip("v5e", "TPU v5e", 15.75 * GIB, 8.1e11, 9e10, 9e10, 2e-6, 4),
-        Chip("v5p", "TPU v5p", 95.74 * GIB, 2.765e12, 1.8e11, 1.8e11, 2e-6, 4),
-        Chip("v6e", "TPU v6e", 31.25 * GIB, 1.64e12, 1.8e11, 1.8e11, 2e-6, 4),
+        # Between slices: what that book gives for the data centre's network, of one chip, one way.
+        Chip("v4", "TPU v4", 31.25 * GIB, 1.2e12, 9e10, 3.1e9, 2e-6, 4, 4096),
+        Chip("v5e", "TPU v5e", 15.75 * GIB, 8.1e11, 9e10, 3.1e9, 2e-6, 4, 256),
+        Chip("v5p", "TPU v5p", 95.74 * GIB, 2.765e12, 1.8e11, 6.2e9, 2e-6, 4, 6144),
+        Chip("v6e", "TPU v6e", 31.25 * GIB, 1.64e12, 1.8e11, 1.25e10, 2e-6, 4, 256),
         # A GPU's share that JAX may take is 92 % of the card less what the driver keeps.
         Chip("a100", "NVIDIA A100", 0.92 * 79.1 * GIB, 2.04e12, 3.0e11, 2.5e10, 1e-5, 8),
         Chip("h100", "NVIDIA H100", 0.92 * 79.1 * GIB, 3.35e12, 4.5e11, 5.0e10, 1e-5, 8),
@@ -66,10 +69,12 @@ class Topology:
     chip: Chip
     shape: tuple[int, ...]
     """TPU: sides of the torus; GPU: (nodes, GPUs of a node); CPU: (devices,)."""
+    slices: int = 1
+    """TPU slices of that shape, joined by the data centre's network."""
 
     @property
     def devices(self) -> int:
-        return math.prod(self.shape)
+        return math.prod(self.shape) * self.slices
 
     @property
     def per_process(self) -> int:
@@ -79,6 +84,11 @@ class Topology:
     @property
     def processes(self) -> int:
         return self.devices // self.per_process
+
+    @property
+    def within(self) -> int:
+        """Devices that fast links join: those of a node (GPU) or of a slice (TPU)."""
+        return self.per_process if self.is_gpu else math.prod(self.shape)
 
     @property
     def one_host(self) -> Topology:
@@ -96,20 +106,21 @@ class Topology:
         return self.chip.kind.startswith("NVIDIA")
 
     def __str__(self) -> str:
-        return f"{self.chip.name}:{'x'.join(map(str, self.shape))}"
+        several = f"{self.slices} x " if self.slices > 1 else ""
+        return f"{several}{self.chip.name}:{'x'.join(map(str, self.shape))}"
 
-    def ring_bytes_s(self, devices: int) -> float:
-        """Bytes per second that each of `devices` neighbours passes on in a ring."""
-        inside = self.is_tpu or devices <= self.per_process
+    def ring_bytes_s(self, devices: int, across: bool = False) -> float:
+        """Bytes per second that each of `devices` passes on in a ring, `across` nodes or slices."""
+        inside = not across and (self.is_tpu or devices <= self.per_process)
         return self.chip.link_bytes_s if inside else self.chip.network_bytes_s
 
-    def collective_s(self, kind: str, size: float, devices: int) -> float:
+    def collective_s(self, kind: str, size: float, devices: int, across: bool = False) -> float:
         """Seconds of one collective over `devices`; its whole (gathered, reduced) value has `size` bytes."""
         if devices <= 1:
             return 0.0
         rounds = {"all-reduce": 2.0, "all-to-all": 0.5, "collective-permute": 0.5}.get(kind, 1.0)
         share = 1.0 if kind == "collective-permute" else (devices - 1) / devices
-        return rounds * share * size / self.ring_bytes_s(devices) + self.chip.latency_s
+        return rounds * share * size / self.ring_bytes_s(devices, across) + self.chip.latency_s
 
 
 def parse_topology(text: str) -> Topology:
@@ -131,6 +142,32 @@ def parse_topology(text: str) -> Topology:
             + (" (nodes x GPUs of a node)" if chip.kind.startswith("NVIDIA") else "")
         )
     return Topology(chip, shape)
+
+
+def slice_of(chip: Chip, devices: int, per_node: int = 8) -> Topology:
+    """The topology of so many devices: for a TPU the squarest slice, or several slices of the largest size.
+
+    Raises UserError where the devices do not fill hosts, nodes or slices.
+    """
+    topology = Topology(chip, (devices,))
+    if topology.is_gpu:
+        per_node = min(per_node, devices)
+        topology = Topology(chip, (devices // per_node, per_node))
+    elif topology.is_tpu:
+        slices = max(1, devices // chip.slice_devices)
+        rank = len(EXAMPLES[chip.name].partition(":")[2].split("x"))
+        topology = Topology(chip, _squarest(devices // slices, rank), slices)
+    if topology.devices != devices or devices % topology.per_process:
+        raise UserError(
+            f"--scale: {devices} devices of {chip.name} do not fill hosts and slices; use 16, 64, ..."
+        )
+    return topology
+
+
+def _squarest(count: int, rank: int) -> tuple[int, ...]:
+    """Sides whose product is `count`, a power of two, as equal as can be, ascending."""
+    power = count.bit_length() - 1
+    return tuple(2 ** ((power + i) // rank) for i in range(rank))
 
 
 EXAMPLES = {

@@ -62,6 +62,8 @@ class Collective:
     count: float
     bytes: float
     """Of the whole (gathered, reduced) values together."""
+    across: bool = False
+    """Over the network between nodes or slices, not the links within."""
 
 
 @dataclasses.dataclass(frozen=True)

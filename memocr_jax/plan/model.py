@@ -68,7 +68,7 @@ class Program:
             "compute_s": self.flops / topology.chip.flops_s,
             "memory_s": self.bytes / topology.chip.hbm_bytes_s,
             "communication_s": sum(
-                c.count * topology.collective_s(c.kind, c.bytes / c.count, c.devices)
+                c.count * topology.collective_s(c.kind, c.bytes / c.count, c.devices, c.across)
                 for c in self.collectives
             ),
         }
@@ -335,7 +335,13 @@ def _collectives(
             )
     if mesh.data > 1 and passes > 1 and s.config.train.trainable != "lora":
         found.append(
-            Collective("all-reduce", mesh.data, 7 * c.num_hidden_layers, gathered / mesh.fsdp * 4 / width)
+            Collective(
+                "all-reduce",
+                mesh.data,
+                7 * c.num_hidden_layers,
+                gathered / mesh.fsdp * 4 / width,
+                across=s.topology.devices // mesh.data >= s.topology.within,
+            )
         )
     if mesh.tensor > 1:
         each = tokens * c.hidden_size * width
