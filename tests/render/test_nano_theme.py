@@ -43,3 +43,20 @@ def test_a_heading_at_a_quarter_is_as_large_as_body_text(pages):
 def test_making_everything_a_heading_makes_all_of_it_smaller(pages):
     assert pages[2].shape == (336, 112, 3)
     assert fit(pages[2], 32).shape[1] < 112
+
+
+def test_facts_of_three_words_have_a_token_for_each_on_pages_of_one_height():
+    settings = RenderSettings(
+        theme="nano_tall", width_px=112, margin_px=0, shrink=False, workers=1, cache_mb=0
+    )
+    body = "\n\n".join([" Dora toy coat", " Finn pet duck"] * 4)
+    with RenderPool(settings) as pool:
+        tall, eight, *rest = (p.pixels for p in pool.render(["# Abel pet toad\n\n" + body, body, " Abel"]))
+    assert tall.shape == eight.shape == rest[0].shape == (448, 112, 3)
+    cells = lambda page: page.reshape(16, 28, 4, 28, 3).min(axis=(1, 3, 4)) < 128  # noqa: E731
+    np.testing.assert_array_equal(cells(eight)[:8], [[True, True, True, False]] * 8)
+    assert not cells(eight)[8:].any()
+    # The heading's three words have a line each, and at a quarter a token row for two of them.
+    np.testing.assert_array_equal(cells(tall)[:6, :3], [[True] * 3] * 6)
+    np.testing.assert_array_equal(cells(tall)[6:14], [[True, True, True, False]] * 8)
+    assert fit(tall, 64).shape == tall.shape and fit(tall, 4).shape == (112, 28, 3)
