@@ -20,7 +20,7 @@ ROOMS = [
     (1, "base", ("errors", "types", "rng", "metrics", "buckets", "answers", "prompts")),
     # Settings are a part of the configuration, kept beside the code that they set.
     (1, "base", ("data.settings", "data.vocabulary")),
-    (2, "config", ("config", "sharding", "sampling", "processes", "run_place")),
+    (2, "config", ("config", "config.*", "sharding", "sampling", "processes", "run_place")),
     # Inside packages: commands, tools that build what is shipped, and the comparison with PyTorch.
     (
         7,

@@ -9,7 +9,7 @@ import dataclasses
 from typing import Literal
 
 from memocr_jax.data.vocabulary import SHORT_NAMES, SHORT_WORDS, WORDS
-from memocr_jax.errors import UserError
+from memocr_jax.errors import UserError, require_at_least
 
 DataSource = Literal["synthetic", "flashrag", "memagent", "prepared"]
 SentenceStyle = Literal["terse", "plain", "varied"]
@@ -53,11 +53,13 @@ class SyntheticConfig:
 
     def check(self, field: str = "data.synthetic") -> None:
         """Raise `UserError` for a value that cannot work, naming it as `field`.NAME."""
-        least = {"questions": 1, "names": 10, "attributes": 1, "values": 5, "facts": 1, "hops_min": 1}
-        for name in ("questions", "names", "attributes", "values", "facts", "hops_min"):
-            _at_least(f"{field}.{name}", getattr(self, name), least[name])
-        for name in ("distractors", "filler", "chunks"):
-            _at_least(f"{field}.{name}", getattr(self, name), 0)
+        for least, names in {
+            10: ("names",),
+            5: ("values",),
+            1: ("questions", "attributes", "facts", "hops_min"),
+            0: ("distractors", "filler", "chunks"),
+        }.items():
+            require_at_least(least, {f"{field}.{name}": getattr(self, name) for name in names})
         kinds = len(SHORT_WORDS if self.words == "short" else WORDS)
         if self.attributes > kinds:
             raise UserError(f"{field}.attributes: {self.attributes} is too large; use at most {kinds}")
@@ -66,8 +68,8 @@ class SyntheticConfig:
                 f"{field}.names: {self.names}, but there are {len(SHORT_NAMES)} short names; use at most "
                 f"{len(SHORT_NAMES)} or {field}.words long"
             )
-        _at_least(f"{field}.hops_max", self.hops_max, self.hops_min)
-        _at_least(f"{field}.facts", self.facts, self.hops_max)
+        require_at_least(self.hops_min, {f"{field}.hops_max": self.hops_max})
+        require_at_least(self.hops_max, {f"{field}.facts": self.facts})
         sentences = self.facts + self.distractors + self.filler
         if self.chunks > sentences:
             raise UserError(
@@ -120,18 +122,14 @@ class DataConfig:
 
     def check(self, field: str = "data") -> None:
         """Raise `UserError` for a value or a combination that cannot work, naming it as `field`.NAME."""
-        _at_least(f"{field}.chunk_tokens", self.chunk_tokens, 1)
-        for name in ("document_tokens", "document_passages", "max_chunks", "limit", "seed"):
-            _at_least(f"{field}.{name}", getattr(self, name), 0)
-        _at_least(f"{field}.validation_questions", self.validation_questions, 1)
+        for least, names in {
+            1: ("chunk_tokens", "validation_questions"),
+            0: ("document_tokens", "document_passages", "max_chunks", "limit", "seed"),
+        }.items():
+            require_at_least(least, {f"{field}.{name}": getattr(self, name) for name in names})
         if self.source == "synthetic":
             self.synthetic.check(f"{field}.synthetic")
         elif not (self.path or self.validation_path):
             raise UserError(
                 f"{field}.path: empty, but {field}.source is {self.source!r}; give the file to read"
             )
-
-
-def _at_least(field: str, value: int, least: int) -> None:
-    if value < least:
-        raise UserError(f"{field}: {value} is too small; use {least} or more")
