@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Trains on a Cloud TPU slice: asks for it as a queued resource, sets every host up (JAX, Chromium, fonts), and
 # starts the trainer on all of them. When the slice is taken away it is asked for again, and the run continues
-# from its newest checkpoint, which must lie in a bucket that all hosts reach (--run.dir).
+# from its newest checkpoint, which must lie in a bucket that all hosts reach (--run.dir gs://...).
 #
-#   bash launch/tpu_vm.sh --type v5litepod-256 --zone us-west4-a [OPTION ...] --config FILE --run.dir DIR [...]
+#   bash launch/tpu_vm.sh --type v5litepod-256 --zone us-west4-a [OPTION ...] --config FILE --run.dir gs://... [...]
 #
 #   --type TYPE       accelerator, as v5litepod-256, v5p-64, v6e-64
 #   --zone ZONE       where
@@ -110,7 +110,7 @@ train() {
   fi
   cloud compute tpus tpu-vm scp "$code" "$name:memocr.tar.gz" "${where[@]}" --worker=all || return
   [[ $bucket ]] && mount="sudo mkdir -p /runs && sudo chown \$USER /runs && (mountpoint -q /runs || gcsfuse --implicit-dirs $(quoted "$bucket")/runs) && "
-  on_all_hosts "${mount}mkdir -p memocr && tar -xzf memocr.tar.gz -C memocr && bash memocr/launch/setup_env.sh tpu" || return
+  on_all_hosts "${mount}mkdir -p memocr && tar -xzf memocr.tar.gz -C memocr && bash memocr/launch/setup_env.sh tpu gcs" || return
   [[ ! $model ]] || on_all_hosts "cd memocr && $(fetch_model "$model")" || return
   run=$(quoted "${arguments[@]}")
   on_all_hosts "cd memocr && .venv/bin/python -m memocr_jax.train --processes.launcher tpu_vm $run"

@@ -255,7 +255,7 @@ def test_tpu_vm_dry_run_prints_the_commands():
     assert create.startswith("gcloud compute tpus queued-resources create memocr --zone us-west4-a")
     assert "--accelerator-type v5litepod-256 --runtime-version v2-alpha-tpuv5-lite --spot" in create
     assert "ACTIVE" in wait and " scp " in copy and "--worker=all" in copy
-    assert "gcsfuse" in prepare and "setup_env.sh\\ tpu" in prepare
+    assert "gcsfuse" in prepare and "setup_env.sh\\ tpu\\ gcs" in prepare
     assert "--processes.launcher\\ tpu_vm\\ --config" in train and "--worker=all" in train
     assert "delete memocr" in delete
     assert "delete" not in bash("launch/tpu_vm.sh", "--dry-run", "--keep", *TPU).stdout
