@@ -69,3 +69,27 @@ def test_a_wrong_model_is_not_timed(checkpoint, monkeypatch):
 def test_a_row_that_cannot_hold_its_image(checkpoint):
     with pytest.raises(UserError, match="--length is 10; the image alone needs 17 tokens"):
         bench.main(["--hf", str(checkpoint), "--length", "10", "--image-tokens", "3", "5"])
+
+
+def test_shapes_without_weights_and_utilisation_where_the_peak_is_known(
+    checkpoint, tmp_path, monkeypatch, capsys
+):
+    from memocr_jax.models.config import Qwen25VLConfig
+    from memocr_jax.models.flops import vision_flops
+
+    monkeypatch.setattr(bench, "peak_flops", lambda kind: 1e12)
+    sizes = ["--rows", "1", "--length", "24", "--image-tokens", "2", "3", "--new-tokens", "2"]
+    bench.main(["--shape", str(checkpoint), *sizes, "--repeats", "1"])
+    result = json.loads(capsys.readouterr().out)
+    config = Qwen25VLConfig.from_file(checkpoint)
+    setting = bench.Setting(1, 24, (2, 3), 2, 1, "float32")
+    # By hand: a token's matrices once, pairs of a causal row, logits of every position, and the image.
+    matrices = 2 * (96 * (96 + 2 * 32 + 96) + 3 * 96 * 160)
+    decoder = 2 * (24 * matrices + 4 * 96 * (24 * 25 // 2))
+    by_hand = decoder + 2 * 96 * 384 * 24 + vision_flops(config, 6 * 4)
+    assert bench._forward_flops(config, setting) == pytest.approx(by_hand)
+    train = result["results"]["forward_backward"]
+    assert train["mfu"] == pytest.approx(3 * bench._forward_flops(config, setting) / (1e12 * train["jax_s"]))
+    assert train["torch_mfu"] == pytest.approx(train["mfu"] / train["ratio"])
+    with pytest.raises(UserError, match="give one of them"):
+        bench.main(["--shape", str(checkpoint), "--hf", str(checkpoint)])

@@ -29,6 +29,7 @@ from memocr_jax.errors import UserError
 from memocr_jax.images import prepare_image
 from memocr_jax.models.cache import cache_from_packed, per_layer
 from memocr_jax.models.config import Qwen25VLConfig, TextConfig, VisionConfig
+from memocr_jax.models.flops import decoder_flops, head_flops, peak_flops, row_pairs, vision_flops
 from memocr_jax.models.hf_weights import load_params
 from memocr_jax.models.qwen25_vl import abstract_model
 from memocr_jax.sharding import make_mesh
@@ -136,6 +137,11 @@ def compare(directory: Path, setting: Setting) -> dict[str, Any]:
             "processor_ratio": torch.processor / our.processor,
         }
         print(f"{name}: torch {torch}, jax {our}", file=sys.stderr, flush=True)
+    if peak := peak_flops(jax.devices()[0].device_kind):
+        for name, passes in {"forward": 1, "forward_backward": 3, "forward_backward_remat": 3}.items():
+            useful = passes * _forward_flops(config, setting)
+            results[name]["mfu"] = useful / (peak * results[name]["jax_s"])
+            results[name]["torch_mfu"] = useful / (peak * results[name]["torch_s"])
     results["decode"]["tokens_per_s"] = setting.rows * setting.new_tokens / results["decode"]["jax_s"]
     return {
         "what": "transformers (torch) against memocr_jax; ratio above 1: memocr_jax is faster",
@@ -145,6 +151,14 @@ def compare(directory: Path, setting: Setting) -> dict[str, Any]:
         "results": results,
         "machine": machine(theirs.device),
     }
+
+
+def _forward_flops(config: Qwen25VLConfig, setting: Setting) -> float:
+    """Operations of a forward pass as the mathematics needs them; backward takes two more."""
+    height, width = setting.image_tokens
+    decoder = decoder_flops(config, setting.length, row_pairs(setting.length, []))
+    vision = vision_flops(config, height * width * config.vision.merge_unit)
+    return setting.rows * (decoder + head_flops(config, setting.length) + vision)
 
 
 class _TorchSide:
@@ -329,6 +343,9 @@ def main(argv: list[str]) -> None:
         prog="python -m memocr_jax.bench model", description=__doc__.split("\n")[0]
     )
     parser.add_argument("--hf", metavar="DIR", help="a checkpoint (default: a random one of 120M parameters)")
+    parser.add_argument(
+        "--shape", metavar="DIR", help="random weights of the shapes of DIR/config.json, as configs/models/*"
+    )
     parser.add_argument("--rows", type=int, default=2)
     parser.add_argument("--length", type=int, default=512, help="tokens of a row, its image included")
     parser.add_argument("--image-tokens", type=int, nargs=2, default=(8, 12), metavar=("HEIGHT", "WIDTH"))
@@ -338,6 +355,8 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--out", metavar="FILE", help="write the JSON there too")
     args = parser.parse_args(argv)
+    if args.hf and args.shape:
+        raise UserError("--hf names weights and --shape asks for random ones; give one of them")
     try:
         import torch  # noqa: F401
     except ImportError:
@@ -352,7 +371,7 @@ def main(argv: list[str]) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         directory = Path(args.hf or scratch)
         if not args.hf:
-            make_checkpoint(directory)
+            make_checkpoint(directory, Qwen25VLConfig.from_file(args.shape) if args.shape else SMALL)
         result = compare(directory, setting)
     text = json.dumps({"arguments": {k: v for k, v in vars(args).items() if k != "out"}, **result}, indent=2)
     print(text)
