@@ -17,7 +17,7 @@ from memocr_jax.config import Config, MeshConfig, ModelConfig, TrainConfig, load
 from memocr_jax.errors import UserError
 from memocr_jax.models.config import Qwen25VLConfig
 from memocr_jax.plan.chips import CHIPS, parse_topology, slice_of
-from memocr_jax.plan.hlo import program_cost
+from memocr_jax.plan.hlo import program_cost, second_side
 from memocr_jax.plan.model import Program
 from memocr_jax.plan.plan import _use, with_settings
 from memocr_jax.plan.programs import Programs, compile_program, topology_devices
@@ -70,6 +70,21 @@ def test_operations_equal_a_count_by_hand():
     by_hand = c.num_hidden_layers * (512 * token + attention) + 256 * 2 * width * vocabulary
     assert facts["unknown_loops"] == 0
     assert facts["flops"] == pytest.approx(by_hand, rel=0.05)
+
+
+def test_no_array_of_a_gradient_has_the_rows_length_twice():
+    """Attention goes by chunks of queries, forward and backward: no [heads, length, length]."""
+    length = 4096  # more than any matrix of the tiny model has
+    programs, _, model = tiny_programs(**{"train.logp_chunk_tokens": 512})
+    gradient = lowered_update(programs, (0, length, 2048))["gradient"]
+    facts = compile_program(gradient, CPU, None)
+    assert 128 <= facts["second_side"] < length / 2
+    # What would be found otherwise.
+    heads = model.text.num_attention_heads
+    scores = jax.jit(lambda q: jax.nn.softmax(q @ q.mT)).lower(
+        jax.ShapeDtypeStruct((heads, 2048, 8), "float32")
+    )
+    assert second_side(scores.compile().as_text()) == 2048
 
 
 MEASURE = """

@@ -131,6 +131,15 @@ class _Total:
             self.collectives[key] = (times * count, times * size)
 
 
+def second_side(text: str) -> int:
+    """The largest n such that some array of a program has two sides of n or more.
+
+    With attention's scores whole, [heads, length, length], it would be at least the length of a row.
+    """
+    sides = (sorted(map(int, found.split(","))) for found in set(re.findall(r"\w\[(\d+(?:,\d+)+)\]", text)))
+    return max((each[-2] for each in sides), default=0)
+
+
 def program_cost(text: str) -> Cost:
     """Cost of one run on one device, from `compiled.as_text()`.
 

@@ -54,6 +54,8 @@ class Program:
     compile_s: float = 0.0
     kernel_flops: float = 0.0
     """Of `flops`, those in attention kernels, which XLA's text of a program does not show."""
+    second_side: int | None = None
+    """Of the compiled program: the largest n such that an array has two sides of n (`hlo.second_side`)."""
     setting: str = ""
     """What to change when it does not fit."""
 

@@ -121,6 +121,7 @@ class Plan:
             **p.times(self.topology),
             "runs_per_step": p.runs,
             "compile_s": p.compile_s,
+            "second_side": p.second_side,
         }
 
 
@@ -189,6 +190,7 @@ def _use(program: Program, full: Program, facts: dict[str, Any]) -> None:
     if "flops" not in facts:
         program.source = "memory compiled"
         return
+    program.second_side = facts["second_side"]
     scale = lambda mine, theirs, at: mine * theirs / at if at else theirs  # noqa: E731
     shorter = program.flops / full.flops if full.flops else 1.0
     program.flops = scale(program.flops, facts["flops"] + full.kernel_flops, full.flops)

@@ -27,7 +27,7 @@ from memocr_jax.metrics import Stopwatch
 from memocr_jax.models.config import Qwen25VLConfig
 from memocr_jax.models.qwen25_vl import abstract_model
 from memocr_jax.plan.chips import Topology
-from memocr_jax.plan.hlo import Collective, program_cost
+from memocr_jax.plan.hlo import Collective, program_cost, second_side
 from memocr_jax.plan.model import Setting, State, limits_of, sharded_bytes
 from memocr_jax.rl.pack import Packing, empty_batch
 from memocr_jax.rl.update import Learner
@@ -212,9 +212,11 @@ def compile_program(lowered: Any, topology: Topology, cache: Path | None) -> dic
             partial.replace(path)
     if "text" not in known:
         return known
-    cost = program_cost(known.pop("text"))
+    text = known.pop("text")
+    cost = program_cost(text)
     return {
         **known,
+        "second_side": second_side(text),
         "flops": cost.flops,
         "bytes": cost.bytes,
         "collectives": [[c.kind, c.devices, c.count, c.bytes] for c in cost.collectives],
