@@ -227,59 +227,80 @@ def write_results(settings: AblationConfig) -> None:
 
 
 def table(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """Markdown: every seed's accuracy in percent, by method and budget, with the paper's own below."""
+    """Markdown, in percent: a row for each method and seed with 95 % intervals over questions, one for the
+    mean over seeds, and the paper's own numbers."""
     budgets = list(next(iter(results.values()))["accuracy"])
-
-    def percent(values: Sequence[float]) -> str:
-        return " ".join(f"{100 * value:.1f}" for value in values)
-
-    head = ["method", *(f"{b} tokens" for b in budgets), "gold evidence in heading", "facts kept"]
-    rows = [
-        [
-            m,
-            *(percent(r["accuracy"][b]) for b in budgets),
-            percent(r["gold_in_heading"]),
-            percent(r["facts_kept"]),
-        ]
-        for m, r in results.items()
-    ]
-    lines = [_row(head), _row(["---"] * len(head)), *map(_row, rows)]
+    shares = ("gold_in_heading", "facts_kept")
+    head = ["method", "seed", *(f"{b} tokens" for b in budgets), "gold evidence in heading", "facts kept"]
+    rows = []
+    for method, result in results.items():
+        seeds = result["seeds"]
+        for i, seed in enumerate(seeds):
+            cells = []
+            for b in budgets:
+                low, high = result["interval"][b][i]
+                cells.append(f"{_percent(result['accuracy'][b][i])} ({_percent(low)} to {_percent(high)})")
+            rows.append([method, str(seed), *cells, *(_percent(result[name][i]) for name in shares)])
+        if len(seeds) > 1:
+            values = [*(result["accuracy"][b] for b in budgets), *(result[name] for name in shares)]
+            rows.append([f"**{method}**", "mean", *(f"**{_percent(sum(v) / len(v))}**" for v in values)])
     theirs = sorted(next(iter(PAPER.values())), reverse=True)
-    lines += [
+    lines = [
+        *_table(head, rows),
         "",
-        "Accuracy in percent, one number a seed. The paper's own (Qwen2.5-VL-7B, mean over four data sets):",
+        "The paper's own (Qwen2.5-VL-7B, mean over four data sets, documents of 10K tokens):",
         "",
-        _row(["method", *(f"{b} tokens" for b in theirs)]),
-        _row(["---"] * (len(theirs) + 1)),
-        *(_row([m, *(f"{values[b]:.1f}" for b in theirs)]) for m, values in PAPER.items()),
+        *_table(
+            ["method", *(f"{b} tokens" for b in theirs)],
+            [[m, *(f"{values[b]:.1f}" for b in theirs)] for m, values in PAPER.items()],
+        ),
     ]
     return "\n".join(lines) + "\n"
 
 
 def plot(results: Mapping[str, Mapping[str, Any]], path: Path) -> None:
-    """Accuracy against budget, a line for each method through its seeds' mean, a dot for each seed."""
+    """Accuracy against budget: a line for each method through its seeds' mean, a dot with a 95 % interval for
+    each seed; beside it the paper's own."""
     from memocr_jax.evaluation.plots import figure_of
 
-    figure, axes = figure_of(1, 1, (5.0, 3.4))
-    axis = axes[0][0]
+    figure, axes = figure_of(1, 2, (4.2, 3.4))
+    ours, theirs = axes[0]
     budgets = sorted(int(b) for b in next(iter(results.values()))["accuracy"])
     places = range(len(budgets))
-    for number, (method, result) in enumerate(results.items()):
+    methods = list(dict.fromkeys([*PAPER, *results]))
+    for method, result in results.items():
+        colour, shift = f"C{methods.index(method)}", 0.03 * (methods.index(method) - 1.5)
         values = [result["accuracy"][str(b)] for b in budgets]
-        mean = [100 * sum(v) / len(v) for v in values]
-        axis.plot(places, mean, color=f"C{number}", label=method)
-        for place, seeds in zip(places, values, strict=True):
-            axis.plot([place] * len(seeds), [100 * v for v in seeds], "o", color=f"C{number}", markersize=3)
-    axis.set_xticks(list(places), [str(b) for b in budgets])
-    axis.set_xlabel("visual tokens")
-    axis.set_ylabel("accuracy, %")
-    axis.set_ylim(0, 102)
-    axis.legend(frameon=False, fontsize=9)
+        ours.plot(places, [100 * sum(v) / len(v) for v in values], color=colour, label=method)
+        for place, budget in zip(places, budgets, strict=True):
+            for value, (low, high) in zip(
+                result["accuracy"][str(budget)], result["interval"][str(budget)], strict=True
+            ):
+                error = [[100 * (value - low)], [100 * (high - value)]]
+                ours.errorbar(place + shift, 100 * value, error, fmt="o", color=colour, ms=3, lw=0.8)
+    ours.set_xticks(list(places), [str(b) for b in budgets])
+    ours.set_title("here", fontsize=10)
+    steps = sorted(next(iter(PAPER.values())))
+    for method, values in PAPER.items():
+        theirs.plot(
+            range(len(steps)), [values[b] for b in steps], "o-", ms=3, color=f"C{methods.index(method)}"
+        )
+    theirs.set_xticks(range(len(steps)), [str(b) for b in steps])
+    theirs.set_title("arXiv 2601.21468, table 2", fontsize=10)
+    for axis in (ours, theirs):
+        axis.set_xlabel("visual tokens")
+        axis.set_ylabel("accuracy, %")
+        axis.set_ylim(0, 102)
+    ours.legend(frameon=False, fontsize=8)
     figure.savefig(path, dpi=150)
 
 
-def _row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    return ["| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *rows)]
 
 
 def _folder(settings: AblationConfig, method: str, seed: int) -> Path:

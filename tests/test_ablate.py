@@ -113,6 +113,8 @@ def test_results_of_finished_runs_are_written(tmp_path):
     results = json.loads((tmp_path / "ablation.json").read_text())
     assert results["full"]["accuracy"] == {"32": [0.9, 1.0], "2": [0.9, 1.0]}
     assert results["full"]["interval"]["2"] == [[0.8, 0.9], [0.9, 1.0]] and "no RL" not in results
-    assert "| full | 90.0 100.0 | 90.0 100.0 | 90.0 100.0 | 100.0 100.0 |" in table(results)
+    text = table(results)
+    assert "| full | 0 | 90.0 (80.0 to 90.0) | 90.0 (80.0 to 90.0) | 90.0 | 100.0 |" in text
+    assert "| **full** | mean | **95.0** | **95.0** | **95.0** | **100.0** |" in text
     assert "| without augM | 61.3 | 48.5 | 41.2 |" in (tmp_path / "ablation.md").read_text()
     assert (tmp_path / "ablation.png").stat().st_size > 5000

@@ -85,10 +85,7 @@ def test_the_drafter_is_told_the_question_and_nothing_else_about_what_matters(st
         words = asked.replace(article.strip(), "", 1).split()
         assert example.question in " ".join(words)
         left = " ".join(words).replace(example.question, "", 1)
-        template = (
-            "<|im_start|>system <|im_end|> <|im_start|>user write about none<|im_end|> <|im_start|>assistant"
-        )
-        assert left.split() == template.split()
+        assert left.split() == ["system", "user", "write", "about", "none", "assistant"]
 
 
 def test_the_reward_is_the_correctness_of_the_answer_alone(step):
