@@ -217,6 +217,7 @@ def write_results(settings: AblationConfig) -> None:
                 },
                 "gold_in_heading": [r["gold_in_heading"] for _, r in done],
                 "facts_kept": [r["facts_kept"] for _, r in done],
+                "read": [r["read"] for _, r in done],
             }
     if not results:
         return

@@ -106,13 +106,14 @@ def test_results_of_finished_runs_are_written(tmp_path):
         folder = tmp_path / f"full_seed{seed}"
         folder.mkdir()
         accuracy = {b: {"mean": value, "low": value - 0.1, "high": value} for b in ("32", "2")}
-        (folder / "ablation.json").write_text(
-            json.dumps({"accuracy": accuracy, "gold_in_heading": value, "facts_kept": 1.0, "memories": 4})
-        )
+        read = {"32": {"heading": [1, 1], "body": [2, 3]}}
+        shares = {"gold_in_heading": value, "facts_kept": 1.0, "memories": 4, "read": read}
+        (folder / "ablation.json").write_text(json.dumps({"accuracy": accuracy, **shares}))
     write_results(settings)
     results = json.loads((tmp_path / "ablation.json").read_text())
     assert results["full"]["accuracy"] == {"32": [0.9, 1.0], "2": [0.9, 1.0]}
     assert results["full"]["interval"]["2"] == [[0.8, 0.9], [0.9, 1.0]] and "no RL" not in results
+    assert results["full"]["read"][1]["32"]["body"] == [2, 3]
     text = table(results)
     assert "| full | 0 | 90.0 (80.0 to 90.0) | 90.0 (80.0 to 90.0) | 90.0 | 100.0 |" in text
     assert "| **full** | mean | **95.0** | **95.0** | **95.0** | **100.0** |" in text
