@@ -56,9 +56,9 @@ job() {
     "$(quoted .venv/bin/python -m memocr_jax.train --processes.launcher slurm "${arguments[@]}")"
   cat <<'JOB'
 trainer=$!
-# Slurm's signal reaches this shell alone, and srun hands it on; the trainers save and end with 75, "start me
-# again".
-trap 'kill -TERM "$trainer"' TERM
+# Slurm's signal reaches this shell alone. The trainers get theirs by scancel (srun itself would kill them); they
+# save and end with 75, "start me again".
+trap 'scancel --signal=TERM "$SLURM_JOB_ID"' TERM
 wait "$trainer"
 status=$?
 if [ "$status" -gt 128 ]; then # the signal ended this wait, maybe not the trainer

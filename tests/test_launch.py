@@ -200,9 +200,11 @@ def test_slurm_job_saves_when_stopped_and_goes_back_into_the_queue(tmp_path, sta
     job = slurm_job("--gpus", "0", "--config", "a.yaml").replace(f"--chdir={REPOSITORY}", "")
     for name, text in {
         "launch/setup_env.sh": "",
-        ".venv/bin/python": f"trap 'echo saved > saved; exit {status}' TERM\ntouch started\n"
+        ".venv/bin/python": f"trap 'echo saved > saved; exit {status}' TERM\necho $$ > pid\ntouch started\n"
         "while :; do sleep 0.05; done\n",
         "bin/srun": 'while [[ $1 == --* ]]; do shift; done\nexec "$@"\n',
+        # srun would kill its tasks for a SIGTERM of its own; scancel brings them one.
+        "bin/scancel": '[[ "$*" == "--signal=TERM 17" ]] && kill -TERM "$(cat pid)"\n',
         "bin/scontrol": 'echo "$*" > queue\n',
     }.items():
         path = tmp_path / name
