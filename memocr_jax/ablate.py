@@ -103,6 +103,8 @@ def run_config(settings: AblationConfig, method: str, seed: int) -> Config:
 def ablate(settings: AblationConfig, methods: Sequence[str], seeds: Sequence[int]) -> int:
     """Train and evaluate what is not finished; then write what is. Returns the exit status of a training that
     was stopped, else 0."""
+    from memocr_jax.operations import free_programs
+
     for seed in seeds:
         for method in methods:
             if _result_file(settings, method, seed).is_file():
@@ -111,21 +113,10 @@ def ablate(settings: AblationConfig, methods: Sequence[str], seeds: Sequence[int
             if status := _run(settings, method, seed):
                 return status
             write_results(settings)
-            _let_go()
+            free_programs()
     write_results(settings)
     print(f"results: {settings.dir}")
     return 0
-
-
-def _let_go() -> None:
-    """Free the programs of a run that is over. On a CPU each holds dozens of memory mappings, of which Linux
-    gives a process 65,530; with none left XLA crashes."""
-    import gc
-
-    import jax
-
-    gc.collect()
-    jax.clear_caches()
 
 
 def _run(settings: AblationConfig, method: str, seed: int) -> int:

@@ -28,14 +28,17 @@ def tell(config: Config) -> int:
     Raises UserError as `train` and `evaluate` do.
     """
     from memocr_jax.evaluate import evaluate
+    from memocr_jax.operations import free_programs
     from memocr_jax.report import write_report
     from memocr_jax.train import train
 
     if status := train(config):
         return status
     run_dir = Path(config.run.dir)
+    free_programs()
     print("held-out questions, before training:")
     evaluate(config, to=run_dir / BEFORE)
+    free_programs()
     print("the same questions, after training:")
     evaluate(config, str(run_dir))
     print(f"before and after: {write_report(run_dir)}")

@@ -71,6 +71,16 @@ def test_arguments_go_to_the_story_or_with_a_config_to_the_trainer(tmp_path, arg
     assert f"memocr_jax.{command}" in done.stdout and "--rl.group-size" in done.stdout
 
 
+def test_local_dry_run_prints_the_commands(fresh):
+    done = bash("launch/local.sh", "--dry-run", "--run.dir", "runs/my run", root=fresh)
+    assert (done.returncode, done.stderr) == (0, "") and not (fresh / ".venv").exists()
+    setup, story = map(str.strip, done.stdout.splitlines())
+    assert setup == "bash launch/setup_env.sh"
+    assert story == r".venv/bin/python -m memocr_jax.story --config configs/nano.yaml --run.dir runs/my\ run"
+    done = bash("launch/local.sh", "--dry-run", "--config", "a.yaml", root=fresh)
+    assert done.stdout.splitlines()[1].strip() == ".venv/bin/python -m memocr_jax.train --config a.yaml"
+
+
 def test_an_unknown_option_is_the_trainers_error():
     done = bash("launch/local.sh", "--train.stepz", "3")
     assert done.returncode == 2
