@@ -296,7 +296,7 @@ def test_the_command_serves_and_ends_in_good_order(run_dir, tmp_path):
             "leaves nothing of --max-context-tokens 300",
         ),
         (["--prot", "9"], r"--prot \(did you mean '--port'"),
-        (["--engine.groups", "0"], r"engine\.groups is 0"),
+        (["--engine.groups", "0"], r"engine\.groups: 0 is too small"),
         (["--memory-dir", "/proc/none"], "--memory-dir /proc/none: cannot be used"),
     ],
 )
