@@ -82,14 +82,14 @@ def _config(siblings: int, chunks: int, chunk_tokens: int) -> Config:
         config.data,
         chunk_tokens=chunk_tokens,
         max_chunks=chunks,
-        # A sentence has about 9 tokens: enough of them that chunks are nearly full.
+        # A sentence has 9 to 14 tokens, a chunk about 11 of them: two thirds full, so that none is too long.
         synthetic=change(
             config.data.synthetic,
             questions=4,
             chunks=chunks,
             facts=2 * chunks,
             distractors=chunks,
-            filler=chunks * (chunk_tokens // 11 - 3),
+            filler=chunks * (chunk_tokens // 14 - 3),
         ),
     )
     return change(
