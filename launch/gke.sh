@@ -5,7 +5,7 @@
 #   bash launch/gke.sh gpu --nodes 8 --image IMAGE [OPTION ...] --config FILE --run.dir gs://... [...]
 #   bash launch/gke.sh render --image IMAGE [--replicas N]
 #
-#   --image IMAGE       built from the Dockerfile (EXTRA=tpu-gcs, cuda-gcs, or none for render) and pushed
+#   --image IMAGE       built from the Dockerfile (EXTRA=tpu,gcs or cuda,gcs; none for render) and pushed
 #   --topology T        TPU: v4, v5e, v5p or v6e and the slice's shape, as for compile_plan
 #   --nodes N           GPU: nodes                                          (1)
 #   --gpus N            GPU: GPUs of a node                                 (8)

@@ -1,6 +1,5 @@
 """Fixtures of all tests. JAX sees four CPU devices, so that sharding is real in every test that wants it."""
 
-import gc
 import os
 import tempfile
 from pathlib import Path
@@ -26,11 +25,11 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.fixture(scope="module", autouse=True)
 def programs_let_go():
-    """A compiled program for a CPU holds dozens of memory mappings, of which Linux gives a process 65,530: a
-    process that kept the programs of all tests crashed inside XLA. What is needed again is in the cache."""
+    """A process that kept the programs of all tests ran out of memory mappings; what is needed again is cached."""
+    from memocr_jax.operations import free_programs
+
     yield
-    gc.collect()
-    jax.clear_caches()
+    free_programs()
 
 
 @pytest.fixture(scope="session")

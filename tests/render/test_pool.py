@@ -185,7 +185,7 @@ def test_interpreter_exit_leaves_nothing(end):
     started = browsers(child.pid)
     if "sleep" in end:
         child.send_signal(signal.SIGINT)
-    child.wait(timeout=120)
+    child.wait(timeout=30)
     assert gone(started)
     assert not leftovers(child.pid)
 
