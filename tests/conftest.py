@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.fixture(scope="module", autouse=True)
 def programs_let_go():
-    """A process that kept the programs of all tests ran out of memory mappings; what is needed again is cached."""
+    """A process that kept the programs of all tests ran out of memory mappings; what recurs is cached."""
     from memocr_jax.operations import free_programs
 
     yield
