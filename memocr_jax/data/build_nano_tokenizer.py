@@ -16,7 +16,7 @@ from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, pro
 from tokenizers import Tokenizer as Backend
 
 from memocr_jax.data.build_tokenizer import CHAT_TEMPLATE, CONTROL, save
-from memocr_jax.data.vocabulary import RELATIONS, SHORT_NAMES, SHORT_WORDS
+from memocr_jax.data.vocabulary import SHORT_NAMES, SHORT_RELATIONS, SHORT_WORDS
 from memocr_jax.errors import run_command
 from memocr_jax.rl.gap_fill import BLANK
 
@@ -34,7 +34,7 @@ def words() -> list[str]:
     """Every word that has an entry of its own, each once."""
     listed = [
         *PROMPT_WORDS,
-        *(kind.key for kind in (*SHORT_WORDS, *RELATIONS)),
+        *(kind.key for kind in (*SHORT_WORDS, *SHORT_RELATIONS)),
         *SHORT_NAMES,
         *(value for kind in SHORT_WORDS for value in kind.values),
     ]

@@ -23,6 +23,7 @@ from memocr_jax.data.vocabulary import (
     FILLER,
     NUMBERS,
     RELATIONS,
+    SHORT_RELATIONS,
     SHORT_WORDS,
     WORDS,
     Attribute,
@@ -85,8 +86,8 @@ class SyntheticWorld(Sequence[SyntheticQuestion]):
         )
         self._attributes = words + NUMBERS * config.numbers + DATES * config.dates
         self._relations = tuple(
-            dataclasses.replace(kind, values=self._name, count=config.names)
-            for kind in RELATIONS * (config.hops_max > 1)
+            dataclasses.replace(kind, count=config.names)
+            for kind in (SHORT_RELATIONS if short else RELATIONS) * (config.hops_max > 1)
         )
 
     def __len__(self) -> int:

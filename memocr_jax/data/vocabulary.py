@@ -356,6 +356,19 @@ RELATIONS = (
 )
 """Facts whose value is another person: the links of a chain. Their values are as many as there are names."""
 
+SHORT_RELATIONS = tuple(
+    Attribute(
+        key,
+        key,
+        ("The " + key + " of {name} is {value}.",),
+        ("Who is the " + key + " of {who}?",),
+        short_name,
+        0,
+    )
+    for key in ("kin", "pal", "foe")
+)
+"""The links of a chain in the world of short words."""
+
 FILLER = (
     "The market opened late that day.",
     "Rain had fallen since the morning.",

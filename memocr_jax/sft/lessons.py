@@ -16,7 +16,7 @@ import numpy as np
 
 from memocr_jax.config import AgentConfig, WarmupStage
 from memocr_jax.data.settings import SyntheticConfig
-from memocr_jax.data.synthetic import Fact, Split, SyntheticWorld
+from memocr_jax.data.synthetic import Fact, Split, SyntheticQuestion, SyntheticWorld
 from memocr_jax.errors import UserError
 from memocr_jax.prompts import Prompt, Templates, draft_prompt, read_prompt, read_text_prompt
 from memocr_jax.rl.gap_fill import make_gap_fill
@@ -27,9 +27,9 @@ from memocr_jax.types import Completion, Stop, Turn, TurnKind
 from render.types import MemoryPage
 from render.views import fit, image_tokens
 
-Region = Literal["memory", "heading", "body", "cloze", "copy"]
-"""What a taught completion is about: a whole memory, a fact in the heading or in the body of a page, a cloze,
-or the page's text."""
+Region = Literal["memory", "heading", "body", "chain", "cloze", "copy"]
+"""What a taught completion is about: a whole memory, a fact in the heading or in the body of a page, several
+facts to be chained, a cloze, or the page's text."""
 
 COPY = "copy page"
 """Asks for the page's text; not a question of the world, so it takes nothing from the evaluation."""
@@ -100,21 +100,22 @@ class Lessons:
         number = int(rng.integers(stage.facts_min, (stage.facts_max or self._world.facts) + 1))
         if kind.name == "draft":
             return lambda page: self._draft(number, rng), None
-        chosen = self._facts(number, rng)
+        document = self._document(number, rng)
+        chosen = [document.facts[i] for i in rng.permutation(number)]
         headings = rng.permutation(number)[
             : int(rng.choice([n for n, _ in HEADINGS], p=[p for _, p in HEADINGS]))
         ]
         if kind.name == "titles":
-            chosen = chosen[:2]
+            chosen = chosen[:2] if document.hops == 1 else [f for f in chosen if f in document.evidence]
             headings = np.arange(len(chosen))
         elif rng.random() < 0.75:  # where drafts have it
             order = [*headings, *(i for i in range(number) if i not in headings)]
             chosen, headings = [chosen[i] for i in order], np.arange(len(headings))
         text = memory_text(chosen, headings)
         if kind.name == "lookup":
-            return lambda page: self._questions(None, chosen, headings, text, stage, rng), None
+            return lambda page: self._questions(None, document, chosen, headings, text, stage, rng), None
         page = self._renderer.submit(text)
-        return lambda page: self._read(kind, chosen, headings, text, stage, rng, page), page
+        return lambda page: self._read(kind, document, chosen, headings, text, stage, rng, page), page
 
     def _document(self, facts: int, rng: np.random.Generator):
         """A question of the world about a document of `facts` facts, whatever number the world's have."""
@@ -131,10 +132,6 @@ class Lessons:
         )
         number = int(rng.integers(2**31 - 1))
         return SyntheticWorld(settings, self._data_seed, self._split, number + 1)[number]
-
-    def _facts(self, number: int, rng: np.random.Generator) -> list[Fact]:
-        facts = list(self._document(number, rng).facts)
-        return [facts[i] for i in rng.permutation(number)]
 
     def _draft(self, number: int, rng: np.random.Generator) -> list[Taught]:
         """One drafting turn over one of the document's chunks, with the memory of those before it."""
@@ -157,7 +154,7 @@ class Lessons:
         return [Taught(self._turn(prompt, memory, TurnKind.DRAFT, None), "memory")]
 
     def _read(
-        self, kind: LessonKind, facts, headings, text, stage, rng, page: Future[MemoryPage]
+        self, kind: LessonKind, document, facts, headings, text, stage, rng, page: Future[MemoryPage]
     ) -> list[Taught]:
         drawn = page.result()
         if drawn.pixels is None:
@@ -165,11 +162,12 @@ class Lessons:
         view = fit(drawn.pixels, kind.budget_tokens)
         # Where all is heading, nothing is too small to be read.
         full = kind.name == "titles" or kind.budget_tokens >= self._agent.budget_tokens
-        return self._questions(view, facts, headings, text, stage, rng, full)
+        return self._questions(view, document, facts, headings, text, stage, rng, full)
 
     def _questions(
         self,
         view: np.ndarray | None,
+        document: SyntheticQuestion,
         facts: Sequence[Fact],
         headings: Sequence[int],
         text: str,
@@ -177,9 +175,11 @@ class Lessons:
         rng: np.random.Generator,
         full: bool = True,
     ) -> list[Taught]:
-        """Questions about facts, clozes, and (for a page) its text, as siblings.
+        """Questions about facts, the document's own if it chains several, clozes, and (for a page) its
+        text, as siblings.
 
-        Without `full` the page is too small to be read whole, so it gets questions about facts alone.
+        Without `full` the page is too small to be read whole, so it gets questions about facts alone. The
+        answer to a chain names the people on the way and then boxes the value.
         """
         agent = self._agent
         asked: list[tuple[TurnKind, Region, str, str]] = []
@@ -191,6 +191,9 @@ class Lessons:
         for i in order[:number]:
             region: Region = "heading" if i in headings else "body"
             asked.append((TurnKind.QA, region, self._ask(facts[i], rng), boxed(facts[i].value)))
+        if document.hops > 1 and full:
+            *links, last = [fact.value for fact in document.evidence]
+            asked.append((TurnKind.QA, "chain", document.question, " ".join([*links, boxed(last)])))
         for _ in range(stage.clozes if full else 0):
             cloze = make_gap_fill(
                 text,

@@ -132,6 +132,24 @@ def test_titles_are_two_facts_and_can_be_read_at_every_budget():
         assert {t.region for t in row} == {"heading", "cloze", "copy"}
 
 
+@pytest.mark.parametrize("kind", ["lookup", "titles@32"])
+def test_a_chain_is_answered_link_by_link(kind):
+    world = dataclasses.replace(CONFIG.data.synthetic, hops_min=2, hops_max=2, attributes=2, facts=6)
+    renderer = Drawer()
+    rows = make(kind, 20, stage=dataclasses.replace(STAGE, facts_min=6), world=world, renderer=renderer)
+    for number, row in enumerate(rows):
+        [chain] = [t for t in row if t.region == "chain"]
+        text = prompt(chain) if kind == "lookup" else renderer.texts[number]
+        lines = [line.replace("#", " ").split() for line in text.splitlines()]
+        known = {tuple(words[:2]): words[2] for words in lines if len(words) == 3 and "?" not in words}
+        # "Vera kin pet ?" over "Vera kin Hugo" and "Hugo pet toad" is answered " Hugo \\boxed{ toad}".
+        first, relation, attribute = TOKENIZER.decode(chain.turn.suffix).split("?")[0].split()[-3:]
+        link, value = answer(chain).removesuffix("<|im_end|>").split(" ", 2)[1:]
+        assert link == known[first, relation]
+        assert boxed_answer(value) == known[link, attribute]
+        assert len(known) == (2 if kind.startswith("titles") else 6)
+
+
 def test_no_fact_of_the_evaluation_is_taught():
     stated = set()
     for kind in ("draft", "lookup", "read@32"):
