@@ -12,6 +12,7 @@ import functools
 import json
 import sys
 import tempfile
+import typing
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +28,7 @@ from memocr_jax.bench.timing import Times, alternate, machine, timed, use_cores
 from memocr_jax.config import MeshConfig
 from memocr_jax.errors import UserError
 from memocr_jax.images import prepare_image
+from memocr_jax.models.attention import Implementation, Layout, require_backend
 from memocr_jax.models.cache import cache_from_packed, per_layer
 from memocr_jax.models.config import Qwen25VLConfig, TextConfig, VisionConfig
 from memocr_jax.models.flops import decoder_flops, head_flops, peak_flops, row_pairs, vision_flops
@@ -75,6 +77,8 @@ class Setting:
     new_tokens: int
     repeats: int
     dtype: str
+    attention: Implementation = "xla"
+    """Of our decoder over whole rows; transformers has torch's `scaled_dot_product_attention`."""
 
 
 def make_checkpoint(directory: Path, config: Qwen25VLConfig = SMALL) -> None:
@@ -245,13 +249,15 @@ class _JaxSide:
         dtype = jnp.dtype(setting.dtype)
         self.setting = setting
         graphs = {
-            remat: abstract_model(config, dtype=dtype, param_dtype=dtype, remat=remat)[0]
+            remat: abstract_model(
+                config, dtype=dtype, param_dtype=dtype, remat=remat, attention=setting.attention
+            )[0]
             for remat in ("none", "dots", "full")
         }
         self.params = load_params(directory, config, mesh, dtype)
         arrays = (inputs[k] for k in ("input_ids", "attention_mask", "pixel_values", "image_grid_thw"))
         self.rows = jax.device_put(api.pack_inputs(config, None, *arrays))
-        self._logits = functools.partial(api.forward, graphs["none"])
+        self._logits = jax.jit(functools.partial(_logits, graphs["none"]))
         # The last gradients' memory is given back for the next ones, as in a training loop: on a CPU, fresh
         # memory costs more than the copies.
         self._step = {
@@ -288,13 +294,23 @@ class _JaxSide:
         return timed(lambda: jax.block_until_ready(self._decode(self.params, state)))
 
 
+def _hidden(model: nnx.Module, rows: api.Rows, **options: Any) -> Any:
+    """Of rows of one text each: prefixes without siblings."""
+    layout = Layout(prefix=rows.tokens.shape[1], siblings=0, own=1)
+    return model.hidden(api.embed_rows(model, rows), rows.mrope_pos, rows.segments, layout=layout, **options)
+
+
+def _logits(graphdef: Any, params: nnx.State, rows: api.Rows) -> jax.Array:
+    model = nnx.merge(graphdef, params)
+    return model.head(_hidden(model, rows))
+
+
 def _loss_gradient(
     graphdef: Any, params: nnx.State, rows: api.Rows, memory: nnx.State
 ) -> tuple[jax.Array, nnx.State]:
     def loss(params: nnx.State) -> jax.Array:
         model = nnx.merge(graphdef, params)
-        hidden = model.hidden(api.embed_rows(model, rows), rows.mrope_pos, rows.segments)
-        logits = model.head(hidden[:, :-1])
+        logits = model.head(_hidden(model, rows)[:, :-1])
         # Picked by comparison: the gradient of a gather would be a scatter into all logits.
         is_target = jnp.arange(logits.shape[-1]) == rows.tokens[:, 1:, None]
         loss = jax.nn.logsumexp(logits, axis=-1) - jnp.where(is_target, logits, 0).sum(-1)
@@ -306,7 +322,7 @@ def _loss_gradient(
 
 def _prefill(graphdef: Any, length: int, new_tokens: int, params: nnx.State, rows: api.Rows) -> Any:
     model = nnx.merge(graphdef, params)
-    hidden, (k, v) = model.hidden(api.embed_rows(model, rows), rows.mrope_pos, rows.segments, return_kv=True)
+    hidden, (k, v) = _hidden(model, rows, return_kv=True)
     batch, slots = rows.tokens.shape
     cache = cache_from_packed(
         k,
@@ -353,6 +369,12 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--cores", type=int, default=0, help="processor cores for both (default: all)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument(
+        "--attention",
+        choices=typing.get_args(Implementation),
+        default="xla",
+        help="of ours: cudnn for a GPU in bfloat16, splash for a TPU",
+    )
     parser.add_argument("--out", metavar="FILE", help="write the JSON there too")
     args = parser.parse_args(argv)
     if args.hf and args.shape:
@@ -365,8 +387,15 @@ def main(argv: list[str]) -> None:
         ) from None
     if args.cores:
         use_cores(args.cores)
+    require_backend(args.attention, jax.default_backend(), args.dtype)
     setting = Setting(
-        args.rows, args.length, tuple(args.image_tokens), args.new_tokens, args.repeats, args.dtype
+        args.rows,
+        args.length,
+        tuple(args.image_tokens),
+        args.new_tokens,
+        args.repeats,
+        args.dtype,
+        args.attention,
     )
     with tempfile.TemporaryDirectory() as scratch:
         directory = Path(args.hf or scratch)

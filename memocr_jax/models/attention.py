@@ -54,7 +54,8 @@ def visible(
 class Layout(NamedTuple):
     """Where the parts of a packed row are, when that is known to the program: [prefix | siblings x own].
 
-    Padding is on the right of each part. Kernels whose masks are static need it.
+    Padding is on the right of each part. Kernels whose masks are static need it. A row of one text is a
+    prefix without siblings.
     """
 
     prefix: int
@@ -162,7 +163,6 @@ def _by_parts(
     prefix, siblings, own = layout
     kernel = {"xla": _flash_xla, "cudnn": _flash_cudnn}[implementation]
     prefix_len = (segments[:, :prefix] >= 0).sum(-1)
-    own_len = (segments[:, prefix:] >= 0).reshape(batch * siblings, own).sum(-1)
     if implementation == "cudnn":
         first = jax.nn.dot_product_attention(
             *(x[:, :prefix] for x in (q, k, v)),
@@ -173,6 +173,9 @@ def _by_parts(
         )
     else:
         first = _masked(*(x[:, :prefix] for x in (q, k, v)), segments[:, :prefix], query_chunk)
+    if not siblings:
+        return first
+    own_len = (segments[:, prefix:] >= 0).reshape(batch * siblings, own).sum(-1)
     apart = lambda x: x[:, prefix:].reshape(batch * siblings, own, *x.shape[2:])  # noqa: E731
     rest = shared_prefix(
         apart(q).reshape(batch, siblings, own, *heads_dim),

@@ -148,12 +148,12 @@ def outputs_and_gradients(segments, attend):
     return out, *gradients
 
 
-@pytest.mark.parametrize("siblings", [3, 1])
+@pytest.mark.parametrize("siblings", [3, 1, 0])
 def test_two_parts_merged_equal_the_packed_mask(siblings, small_chunks):
     layout = LAYOUT._replace(siblings=siblings)
     segments = layout_rows()[:, : 7 + 5 * siblings]
     expected = outputs_and_gradients(segments, attention.packed)
-    # `packed` makes no parts of a group of one; the formula must hold all the same.
+    # `packed` makes no parts of a group of one or none; the formula must hold all the same.
     parts = functools.partial(attention._by_parts, layout=layout, implementation="xla", query_chunk=None)
     by_layout = functools.partial(attention.packed, layout=layout) if siblings > 1 else parts
     for ours, theirs in zip(outputs_and_gradients(segments, by_layout), expected, strict=True):
