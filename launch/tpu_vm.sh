@@ -103,8 +103,7 @@ on_all_hosts() {
 
 # Ships this checkout, sets the hosts up and trains; the trainer's status, or another when a host went away.
 train() {
-  local code mount="" run
-  code=$(mktemp -d)/memocr.tar.gz
+  local code=$scratch/memocr.tar.gz mount="" run
   if [[ ! $dry_run ]]; then
     git ls-files -z | tar --null -czf "$code" -T -
   fi
@@ -116,6 +115,7 @@ train() {
   on_all_hosts "cd memocr && .venv/bin/python -m memocr_jax.train --processes.launcher tpu_vm $run"
 }
 
+scratch=${TMPDIR:-/tmp}
 if [[ $dry_run ]]; then
   request
   printf '# wait until its state is ACTIVE\n'
@@ -124,6 +124,8 @@ if [[ $dry_run ]]; then
   exit
 fi
 command -v gcloud >/dev/null || fail "gcloud was not found: install the Google Cloud CLI, or see --dry-run"
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
 status=1
 for ((try = 1; try <= tries; try++)); do
   case $(state) in

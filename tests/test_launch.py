@@ -303,9 +303,12 @@ def test_tpu_vm_asks_again_when_the_slice_is_taken_away(tmp_path):
         "esac\n"
     )
     gcloud.chmod(0o755)
-    environment = {"PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin"}
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    environment = {"PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin", "TMPDIR": str(scratch)}
     done = bash("launch/tpu_vm.sh", "--poll", "0.01", *TPU, env=environment)
     assert done.returncode == 0, done.stderr
+    assert not any(scratch.iterdir()), "the copy of the code is removed"
     calls = (tmp_path / "calls").read_text().splitlines()
     verbs = [next((v for v in ("create", "delete", "memocr_jax.train") if v in call), "") for call in calls]
     assert [v for v in verbs if v] == 2 * ["create", "memocr_jax.train", "delete"]
