@@ -297,3 +297,21 @@ def free_programs() -> None:
     """
     gc.collect()
     jax.clear_caches()
+
+
+def free_programs_if_many(share: float = 0.5) -> bool:
+    """`free_programs` once this process has more than `share` of its memory mappings; returns whether it did.
+
+    For a process that lives long and meets new shapes, between two pieces of work: what is needed again is
+    compiled again, or comes from the persistent cache.
+    """
+    try:
+        used = Path("/proc/self/maps").read_bytes().count(b"\n")
+        limit = int(Path("/proc/sys/vm/max_map_count").read_text(encoding="ascii"))
+    except OSError:  # not Linux
+        return False
+    if used <= share * limit:
+        return False
+    logger.warning("%d of %d memory mappings are taken: compiled programs are freed", used, limit)
+    free_programs()
+    return True

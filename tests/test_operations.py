@@ -15,7 +15,7 @@ import pytest
 from memocr_jax import operations
 from memocr_jax.config import Config, profile_steps
 from memocr_jax.errors import UserError
-from memocr_jax.operations import Goodput, Operations, Profiler
+from memocr_jax.operations import Goodput, Operations, Profiler, free_programs_if_many
 
 
 def test_watchdog_writes_stacks_and_ends_the_process(tmp_path):
@@ -128,3 +128,12 @@ def test_each_process_has_a_log(tmp_path):
     assert "step 1: update 1.5" in text and "RuntimeError: the end" in text
     assert not (tmp_path / "goodput.json").exists(), "process 0 keeps the account"
     assert not (tmp_path / "stacks").exists()
+
+
+def test_programs_are_freed_when_they_take_too_much():
+    double = jax.jit(lambda x: 2 * x)
+    double(1.0)
+    assert not free_programs_if_many(share=1.0) and double._cache_size() == 1
+    # Mappings of the process itself are more than none.
+    assert free_programs_if_many(share=0.0) and double._cache_size() == 0
+    assert double(1.0) == 2

@@ -14,6 +14,7 @@ import numpy as np
 
 from memocr_jax.config import SamplingConfig
 from memocr_jax.engine import PromptGroup
+from memocr_jax.operations import free_programs_if_many
 from memocr_jax.types import Completion
 
 if TYPE_CHECKING:
@@ -109,6 +110,7 @@ class Scheduler:
                     self._changed.wait()
                 if not self._waiting:
                     return
+            free_programs_if_many()
             self._run()
 
     def _run(self) -> None:

@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 
 from memocr_jax.memory_agent import open_model
+from memocr_jax.serving import scheduler
 from memocr_jax.serving.app import ServerSettings, Service
 from memocr_jax.serving.chat import Limits
 from memocr_jax.serving.scheduler import Scheduler
@@ -88,6 +89,13 @@ def test_a_chat_and_what_it_used(client, model):
     assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
     longer = ask(client, "zero one two three")
     assert longer.usage.prompt_tokens > answer.usage.prompt_tokens
+
+
+def test_a_server_that_lives_long_does_not_run_out_of_memory_mappings(client, monkeypatch):
+    looks = []
+    monkeypatch.setattr(scheduler, "free_programs_if_many", lambda: looks.append(True))
+    ask(client, "one")
+    assert looks, "before each call of the engine"
 
 
 def test_choices_limits_and_stops(client, model):
