@@ -84,6 +84,35 @@ def test_scientific_notation_without_a_dot_is_a_number(tmp_path):
     assert config.optimizer.eps == 1.0
 
 
+def test_a_file_changes_its_base(tmp_path):
+    (tmp_path / "below").mkdir()
+    (tmp_path / "below" / "a.yaml").write_text(
+        "train: {steps: 7, micro_batch_rows: 2}\neval: {budgets: [9, 3]}\n"
+    )
+    (tmp_path / "b.yaml").write_text("base: below/a.yaml\nrun: {seed: 4}\ntrain: {steps: 8}\n")
+    config = load_config(write(tmp_path, "base: b.yaml\ntrain:\neval: {budgets: [5]}\n"))
+    assert (config.run.seed, config.train.steps, config.train.micro_batch_rows) == (4, 8, 2)
+    assert config.eval.budgets == (5,), "a list is replaced as a whole"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("base: 3", r"c\.yaml: base is 3, not the name of a file"),
+        ("base: gone.yaml", r"c\.yaml: base gone\.yaml: cannot be read"),
+        ("base: c.yaml", r"c\.yaml: base c\.yaml leads back to a file that it is the base of"),
+        ("base: bad.yaml", r"bad\.yaml: unknown field train\.step"),
+        ("base: list.yaml", r"list\.yaml: the file is \[1\], not a mapping"),
+        ("base: good.yaml\ntrain: {step: 1}", r"c\.yaml: unknown field train\.step"),
+    ],
+)
+def test_mistakes_with_a_base_name_the_file_they_are_in(tmp_path, text, words):
+    for name, below in {"bad": "train: {step: 1}", "good": "train: {steps: 1}", "list": "[1]"}.items():
+        (tmp_path / f"{name}.yaml").write_text(below)
+    with pytest.raises(UserError, match=words):
+        load_config(write(tmp_path, text))
+
+
 @pytest.mark.parametrize(
     ("override", "words"),
     [

@@ -16,15 +16,32 @@ from render.errors import RenderError
 
 
 def load_config(path: str | Path) -> Config:
-    """Read a YAML file strictly: unknown keys and wrong types raise UserError."""
-    path = Path(path)
+    """Read a YAML file strictly: unknown keys and wrong types raise UserError.
+
+    `base: FILE` at its top (relative to the file that says so) names a configuration that it changes.
+    """
+    return from_tree(Config, _read(Path(path), f"--config {path}", ()), str(path))
+
+
+def _read(path: Path, source: str, changed: tuple[Path, ...]) -> Any:
+    """The file's tree over those of its bases, which are checked one by one; `changed`: whose base it is."""
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"--config {path}: cannot be read ({error.strerror})") from error
+        raise UserError(f"{source}: cannot be read ({error.strerror})") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"--config {path}: not YAML: {' '.join(str(error).split())}") from error
-    return from_tree(Config, tree if tree is not None else {}, str(path))
+        raise UserError(f"{source}: not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(tree, dict) or "base" not in tree:
+        return {} if tree is None else tree
+    name = tree.pop("base")
+    if not isinstance(name, str):
+        raise UserError(f"{path}: base is {name!r}, not the name of a file")
+    base, changed = path.parent / name, (*changed, path.resolve())
+    if base.resolve() in changed:
+        raise UserError(f"{path}: base {name} leads back to a file that it is the base of")
+    below = _read(base, f"{path}: base {name}", changed)
+    from_tree(Config, below, str(base))  # so that a mistake is reported for the file it is in
+    return merged(below, {name: section for name, section in tree.items() if section is not None})
 
 
 def save_config(config: Config, path: str | Path) -> None:
