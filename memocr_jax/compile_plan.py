@@ -1,6 +1,6 @@
 """Plan a run before renting anything: does it fit, how long does a step take, what does it cost?
 
-    python -m memocr_jax.compile_plan --config configs/qwen25vl_7b_v5e256.yaml --topology v5e:16x16
+    python -m memocr_jax.compile_plan --config configs/qwen25vl_7b.yaml --topology v5p:4x4x4
 
 compiles every program of the run for a TPU slice that is not here (it needs `pip install libtpu`) and reads
 memory, operations and communication from what XLA made. GPU topologies, and any with `--arithmetic`, are
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from memocr_jax.plan.programs import stand_ins, topology_devices
     from memocr_jax.plan.scale import scale
 
-    model = Qwen25VLConfig.from_file(config.model.path)
+    model = Qwen25VLConfig.from_file(_shapes(config))
     assumptions = Assumptions(
         chunks=options.chunks or config.data.max_chunks or 8,
         fill=options.fill,
@@ -92,6 +92,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.json:
         Path(options.json).write_text(json.dumps(plan.as_dict(), indent=1) + "\n", encoding="utf-8")
     return 0 if plan.fits else 1
+
+
+def _shapes(config: Config) -> str:
+    """Where the model's config.json is: in `model.path`, else in `model.shapes`. Raises UserError."""
+    if Path(config.model.path).exists():
+        return config.model.path
+    if config.model.shapes:
+        return config.model.shapes
+    raise UserError(
+        f"model.path is {config.model.path}, which is not there; for a plan the shapes alone will do: set "
+        "model.shapes to a folder with the model's config.json, such as configs/models/qwen2.5-vl-7b"
+    )
 
 
 _RANGES = {

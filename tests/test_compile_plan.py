@@ -248,11 +248,12 @@ MODEL = ("--model.path", str(ROOT / "configs/models/qwen2.5-vl-7b"))
 
 
 def test_the_7b_recipe_leaves_a_tenth_of_a_v5e_free(tmp_path):
-    """By arithmetic, in a process that shows 256 devices; compiled it is in docs/plans.md."""
+    """By arithmetic, in a process that shows 256 devices; compiled it is in docs/plans.md. The model is not
+    there: its shapes are (`model.shapes`)."""
     path = tmp_path / "plan.json"
     done = subprocess.run(
         [
-            *(sys.executable, "-m", "memocr_jax.compile_plan", *COMMAND, *MODEL, "--topology", "v5e:16x16"),
+            *(sys.executable, "-m", "memocr_jax.compile_plan", *COMMAND, "--topology", "v5e:16x16"),
             *("--arithmetic", "--price", "1.2", "--json", str(path)),
         ],
         capture_output=True,
@@ -270,6 +271,11 @@ def test_the_7b_recipe_leaves_a_tenth_of_a_v5e_free(tmp_path):
     assert {"prefill draft", "decode draft", "vision read", "gradient draft", "apply"} <= set(
         plan["executables"]
     )
+
+
+def test_a_plan_needs_the_shapes_of_the_model():
+    with pytest.raises(UserError, match=r"model\.path is models/none, which is not there.*set model\.shapes"):
+        main([*COMMAND, "--model.path", "models/none", "--model.shapes", "", "--topology", "h100:1x1"])
 
 
 def test_adapters_for_7b_fit_80_gb_with_a_base_in_bfloat16(capsys, tmp_path):
@@ -306,7 +312,7 @@ def test_scale_says_what_more_devices_bring(tmp_path):
     path = tmp_path / "scale.json"
     done = subprocess.run(
         [
-            *(sys.executable, "-m", "memocr_jax.compile_plan", *COMMAND, *MODEL, "--topology", "v5e:16x16"),
+            *(sys.executable, "-m", "memocr_jax.compile_plan", *COMMAND, "--topology", "v5e:16x16"),
             *("--scale", "256,1024", "--json", str(path)),
         ],
         capture_output=True,

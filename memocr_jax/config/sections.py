@@ -29,6 +29,8 @@ class RunConfig:
 class ModelConfig:
     path: str = ""
     """A Hugging Face directory (config.json and safetensors), or a config.json alone for random weights."""
+    shapes: str = ""
+    """A folder with the config.json alone, for plans (`compile_plan`) while `path` is not there yet."""
     init: Literal["pretrained", "random"] = "pretrained"
     """Where the weights come from: the directory, or the run's seed."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
