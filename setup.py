@@ -91,7 +91,6 @@ setup(
         "wandb": ["wandb>=0.19,<1"],
         "gcs": ["gcsfs>=2025.5"],  # run directories in buckets: gs://
         "s3": ["s3fs>=2025.5"],  # and s3://
-        "sky": ["skypilot>=0.14,<0.15"],  # launch/skypilot.yaml
         "dev": TEST,
     },
 )

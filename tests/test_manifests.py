@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import json
+import os
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -191,11 +193,33 @@ def test_the_skypilot_task_starts_the_trainer_on_every_node():
     assert (config.processes.coordinator, config.processes.index) == ("10.0.0.1:8476", 1)
 
 
-def test_skypilots_own_parser_reads_the_task(tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", str(tmp_path))  # it keeps files there
-    monkeypatch.setenv("SKYPILOT_DISABLE_USAGE_COLLECTION", "1")
-    sky = pytest.importorskip("sky")
-    task = sky.Task.from_yaml_config(yaml.safe_load(SKY.read_text()), env_overrides=[("RUN", "s3://mine/a")])
-    assert task.num_nodes == 1 and task.envs["RUN"] == "s3://mine/a"
-    kinds = {next(iter(r.accelerators)) for r in task.resources}
-    assert kinds == {"H100", "H200", "A100-80GB"} and all(r.use_spot for r in task.resources)
+def test_skypilots_own_parser_reads_the_task(tmp_path):
+    python = REPOSITORY / ".venv" / "sky" / "bin" / "python"  # made by launch/test.sh
+    if not python.exists():
+        pytest.skip("SkyPilot is not installed; launch/test.sh does that")
+    code = (
+        "import json, sky, sys, yaml\n"
+        "task = sky.Task.from_yaml_config(yaml.safe_load(sys.stdin), env_overrides=[('RUN', 's3://mine/a')])\n"
+        "kinds = [[*r.accelerators, r.use_spot] for r in task.resources]\n"
+        "print(json.dumps([task.num_nodes, task.envs['RUN'], kinds]))\n"
+    )
+
+    def parsed(text: str) -> subprocess.CompletedProcess[str]:
+        # SkyPilot keeps files in the home.
+        environment = os.environ | {"HOME": str(tmp_path), "SKYPILOT_DISABLE_USAGE_COLLECTION": "1"}
+        return subprocess.run(
+            [str(python), "-c", code],
+            input=text,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+
+    done = parsed(SKY.read_text())
+    assert done.returncode == 0, done.stderr
+    nodes, run, kinds = json.loads(done.stdout.splitlines()[-1])
+    assert (nodes, run) == (1, "s3://mine/a")
+    assert {kind for kind, _ in kinds} == {"H100", "H200", "A100-80GB"} and all(spot for _, spot in kinds)
+    wrong = parsed(SKY.read_text() + "\nno_such_field: 1\n")
+    assert wrong.returncode != 0 and "no_such_field" in wrong.stderr
