@@ -1,5 +1,6 @@
 """The ablation command: each run, what is counted in memories, what is written; nothing is trained."""
 
+import dataclasses
 import json
 
 import pytest
@@ -20,8 +21,12 @@ def test_methods_differ_in_what_they_say_and_in_nothing_else():
     assert (without.rl.weight_aug_m, without.rl.weight_aug_q, without.rl.weight_std) == (0, 0, 1)
     assert run_config(settings, "no RL", 0).train.steps == 0
     assert full.run.seed == without.run.seed == 1 and full.run.dir != without.run.dir
-    for name in ("data", "agent", "model", "render", "optimizer", "eval"):
-        assert getattr(full, name) == getattr(without, name) == getattr(load_config(settings.base), name)
+    base = load_config(settings.base)
+    for name in ("data", "agent", "render", "optimizer", "eval"):
+        assert getattr(full, name) == getattr(without, name) == getattr(base, name)
+    # Each seed has a warm-up of its own; seed 0 that of the base.
+    assert full.model == without.model == dataclasses.replace(base.model, path=settings.starts[1])
+    assert run_config(settings, "full", 0).model == base.model and len(set(settings.starts)) == 3
 
 
 def test_the_paper_methods_are_all_there():
