@@ -69,6 +69,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     for seed in seeds:
         if seed not in settings.seeds:
             raise UserError(f"--seeds: {seed} is not one of {list(settings.seeds)}")
+        start = run_config(settings, methods[0], seed).model.path
+        if not Path(start).exists():
+            raise UserError(
+                f"seed {seed} starts from {start}, which is not there; make it first, or leave that seed out "
+                "with --seeds"
+            )
     return ablate(settings, methods, seeds)
 
 

@@ -58,6 +58,14 @@ def test_unknown_methods_and_seeds(arguments, complaint):
         ablate.main(["--config", FILE, *arguments])
 
 
+def test_a_start_that_is_missing_is_said_before_the_other_seeds_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(ablate, "ablate", lambda *arguments: pytest.fail("a run was started"))
+    path = tmp_path / "ablation.yaml"
+    path.write_text("methods: {full: {}}\nseeds: [0, 1]\nstarts: [memocr_jax/assets/nano, gone/nano]\n")
+    with pytest.raises(UserError, match=r"seed 1 starts from gone/nano, which is not there.*--seeds"):
+        ablate.main(["--config", str(path)])
+
+
 def test_shares_of_gold_evidence_and_facts_are_counted_in_the_memories():
     config = load_config("configs/nano.yaml")
     world = SyntheticWorld(config.data.synthetic, config.data.seed, "validation", 3)
