@@ -160,8 +160,9 @@ def test_close_leaves_nothing_and_decides_what_is_waiting():
 
 
 SCRIPT = """
-import sys, time
+import signal, sys, time
 from render import RenderPool, RenderSettings
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job that a shell started with & ignores it
 pool = RenderPool(RenderSettings(workers=2, cache_mb=0))
 pool.render(["x"])
 future = pool.submit({slow!r})
