@@ -18,14 +18,14 @@ fi
 sky=(.venv/bin/uv pip install -q --system-certs --python .venv/sky/bin/python "skypilot>=0.14,<0.15")
 if [[ ! $dry_run ]]; then
   bash launch/setup_env.sh dev
-  if [[ ! -x .venv/sky/bin/sky ]] && ! { .venv/bin/uv venv -q .venv/sky && "${sky[@]}"; }; then
+  if [[ ! -x .venv/sky/bin/sky ]] && ! { .venv/bin/uv venv -q --clear .venv/sky && "${sky[@]}"; }; then
     printf 'test: SkyPilot could not be installed; the test with its parser is skipped\n' >&2
   fi
 fi
 # The whole suite gets a worker for each core; a file's tests stay together, for they share what is dear to make.
 [[ $# -gt 0 ]] || set -- --numprocesses logical --dist loadfile --max-worker-restart 0
 if [[ $dry_run ]]; then
-  printf '%s\n' "bash launch/setup_env.sh dev" "$(quoted .venv/bin/uv venv -q .venv/sky)" "$(quoted "${sky[@]}")"
+  printf '%s\n' "bash launch/setup_env.sh dev" "$(quoted .venv/bin/uv venv -q --clear .venv/sky)" "$(quoted "${sky[@]}")"
   printf '%s\n' "$(quoted .venv/bin/python -m pytest "$@")"
   exit
 fi
