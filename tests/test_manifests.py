@@ -195,7 +195,7 @@ def test_the_skypilot_task_starts_the_trainer_on_every_node():
 
 def test_skypilots_own_parser_reads_the_task(tmp_path):
     python = REPOSITORY / ".venv" / "sky" / "bin" / "python"  # made by launch/test.sh
-    if not python.exists():
+    if not python.with_name("sky").exists():  # nor when its installation was cut short
         pytest.skip("SkyPilot is not installed; launch/test.sh does that")
     code = (
         "import json, sky, sys, yaml\n"
