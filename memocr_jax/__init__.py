@@ -10,11 +10,11 @@ from typing import Any
 
 __all__ = ["MemoryAgent", "from_pretrained", "generate", "logits"]
 
-_MODULES = {"MemoryAgent": "memocr_jax.memory_agent"}
+_MODULES = {"MemoryAgent": "memocr_jax.agent.memory_agent"}
 
 
 def __getattr__(name: str) -> Any:
     """The public functions, loaded at first use: `import memocr_jax` imports no JAX."""
     if name in __all__:
-        return getattr(importlib.import_module(_MODULES.get(name, "memocr_jax.api")), name)
+        return getattr(importlib.import_module(_MODULES.get(name, "memocr_jax.engine.api")), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 
 from memocr_jax.config import Config, from_tree, load_config, to_tree, validate
-from memocr_jax.errors import UserError, nearest, run_command
+from memocr_jax.core.errors import UserError, nearest, run_command
 
 PAPER = {
     "full": {1024: 74.6, 64: 67.3, 16: 62.2},
@@ -109,7 +109,7 @@ def run_config(settings: AblationConfig, method: str, seed: int) -> Config:
 def ablate(settings: AblationConfig, methods: Sequence[str], seeds: Sequence[int]) -> int:
     """Train and evaluate what is not finished; then write what is. Returns the exit status of a training that
     was stopped, else 0."""
-    from memocr_jax.operations import free_programs
+    from memocr_jax.runs.operations import free_programs
 
     for seed in seeds:
         for method in methods:
@@ -161,10 +161,10 @@ def memory_shares(config: Config, entries: Sequence[Mapping[str, Any]]) -> dict[
     `memories`, their number; `read`, budget -> "heading" (the whole gold evidence is in headings) or "body"
     (all of it stands in the memory, not in headings) -> [right answers, answers].
     """
-    from memocr_jax.answers import normalize
+    from memocr_jax.agent.cloze import visible_text
+    from memocr_jax.agent.regions import in_heading
+    from memocr_jax.core.normalize import normalize
     from memocr_jax.data.synthetic import SyntheticWorld
-    from memocr_jax.rl.gap_fill import visible_text
-    from memocr_jax.rl.regions import in_heading
 
     world = SyntheticWorld(config.data.synthetic, config.data.seed, "validation", len(entries))
     heading = kept = facts = memories = 0

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from memocr_jax.config import Config, evaluation_sets, parse_command
-from memocr_jax.errors import UserError, nearest, run_command
+from memocr_jax.core.errors import UserError, nearest, run_command
 
 ANALYSES = ("density", "lengths", "robustness", "case")
 
@@ -46,8 +46,8 @@ def _over_training(name: str, argv: Sequence[str]) -> Path:
     args = parser.parse_args(argv)
 
     from memocr_jax.analysis import density, lengths
-    from memocr_jax.analysis.files import write_analysis
-    from memocr_jax.analysis.memories import read_memories
+    from memocr_jax.evaluation.files import write_analysis
+    from memocr_jax.evaluation.memories import read_memories
 
     memories = read_memories(args.directory)
     if name == "density":
@@ -69,8 +69,8 @@ def _case(name: str, argv: Sequence[str]) -> Path:
     parser.add_argument("--to", type=Path, help="folder of the results; default DIRECTORY/analysis")
     args = parser.parse_args(argv)
 
-    from memocr_jax.analysis.case import case_plot, case_text, read_case
-    from memocr_jax.analysis.files import write_analysis
+    from memocr_jax.evaluation.case import case_plot, case_text, read_case
+    from memocr_jax.evaluation.files import write_analysis
 
     case = read_case(args.directory, args.id, args.dataset, args.length, args.sample)
     folder = args.to or args.directory / "analysis"
@@ -105,16 +105,16 @@ def _run_robustness(config: Config, args: argparse.Namespace) -> Path:
     from rich.console import Console
     from rich.progress import Progress
 
-    from memocr_jax.analysis.files import write_analysis
-    from memocr_jax.analysis.robustness import robustness
+    from memocr_jax.agent.system import build_system
     from memocr_jax.config import SamplingConfig
     from memocr_jax.data.loader import load_examples
     from memocr_jax.evaluate import Weights
     from memocr_jax.evaluation import plots, tables
+    from memocr_jax.evaluation.files import write_analysis
     from memocr_jax.evaluation.methods import LABEL
+    from memocr_jax.evaluation.robustness import robustness
     from memocr_jax.evaluation.summary import summarise
-    from memocr_jax.operations import use_compilation_cache
-    from memocr_jax.system import build_system
+    from memocr_jax.runs.operations import use_compilation_cache
 
     use_compilation_cache(config.run.compiled_dir)
     weights = Weights(config, args.checkpoint, args.step)

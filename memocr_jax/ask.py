@@ -13,10 +13,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from memocr_jax.errors import UserError, nearest, run_command
+from memocr_jax.core.errors import UserError, nearest, run_command
 
 if TYPE_CHECKING:
-    from memocr_jax.memory_agent import MemoryAgent, Progress
+    from memocr_jax.agent.memory_agent import MemoryAgent, Progress
 
 HTML = (".html", ".htm", ".xhtml")
 
@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments, settings = _parse(sys.argv[1:] if argv is None else argv)
     texts = [read_document_file(name) for name in arguments.document]
 
-    from memocr_jax.memory_agent import Document, MemoryAgent
+    from memocr_jax.agent.memory_agent import Document, MemoryAgent
 
     if arguments.memory:
         Document.load(arguments.memory)  # what is wrong with it is said before the model is loaded

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from memocr_jax.config import Config, parse_command
-from memocr_jax.errors import UserError, run_command
+from memocr_jax.core.errors import UserError, run_command
 
 if TYPE_CHECKING:
     from memocr_jax.plan.plan import Plan

@@ -23,11 +23,11 @@ from typing import Any
 import numpy as np
 
 from memocr_jax.config import Config, MeshConfig, ModelConfig, TokenizerConfig, load_config
-from memocr_jax.errors import UserError, run_command
+from memocr_jax.core.errors import UserError, run_command
 from memocr_jax.models.config import Qwen25VLConfig
 from memocr_jax.models.hf_files import complete_directory, resolve, write_side_files
 from memocr_jax.models.safetensors_dir import SHARD_BYTES, TensorFiles
-from memocr_jax.run_place import require_local
+from memocr_jax.runs.run_place import require_local
 
 CACHE_BYTES = 2 * 10**9
 """Decoded chunks of a checkpoint that are kept, so that a chunk over several layers is decoded once."""
@@ -59,10 +59,10 @@ def export_run(
     Raises:
         UserError: no such checkpoint, `target` exists, the disk is full, no tokenizer.
     """
-    from memocr_jax.memory_agent import run_habits, save_habits
+    from memocr_jax.agent.memory_agent import run_habits, save_habits
     from memocr_jax.models.hf_weights import save_entries, table
     from memocr_jax.models.qwen25_vl import abstract_model
-    from memocr_jax.tokenizer import SMALL_TOKENIZER
+    from memocr_jax.models.tokenizer import SMALL_TOKENIZER
 
     config, items, meta = _checkpoint(run_dir, step)
     step = meta.step
@@ -105,10 +105,10 @@ def export_adapters(
     """
     import jax
 
-    from memocr_jax.checkpoint import Checkpoints, abstract_like
+    from memocr_jax.core.sharding import abstract_like, make_mesh, param_shardings
     from memocr_jax.models.lora import adapted, save_peft
     from memocr_jax.models.qwen25_vl import abstract_model
-    from memocr_jax.sharding import make_mesh, param_shardings
+    from memocr_jax.runs.checkpoint import Checkpoints
 
     config, _, meta = _checkpoint(run_dir, step)
     if config.train.trainable != "lora":
@@ -128,7 +128,7 @@ def export_adapters(
 
 def _checkpoint(run_dir: str | Path, step: int | None) -> tuple[Config, Path, Any]:
     """Configuration of a run, directory and meta of its checkpoint of `step` (None: the newest)."""
-    from memocr_jax.checkpoint import Checkpoints
+    from memocr_jax.runs.checkpoint import Checkpoints
 
     require_local(run_dir, "--from")
     config_file = Path(run_dir) / "config.yaml"
@@ -164,9 +164,9 @@ def import_run(
     """
     import jax
 
-    from memocr_jax.checkpoint import save_run
+    from memocr_jax.core.sharding import make_mesh
     from memocr_jax.models.hf_weights import load_params
-    from memocr_jax.sharding import make_mesh
+    from memocr_jax.rl.resume import save_run
 
     source = resolve(path_or_id, revision).absolute()
     model = Qwen25VLConfig.from_file(source)

@@ -18,14 +18,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from memocr_jax.config import Config, evaluation_sets, parse_command, to_tree
-from memocr_jax.errors import UserError, run_command
+from memocr_jax.core.errors import UserError, run_command
 from render.settings import RenderSettings
 
 if TYPE_CHECKING:
     from flax import nnx
 
+    from memocr_jax.agent.system import System
     from memocr_jax.data.loader import Examples
-    from memocr_jax.system import System
 
 PREEMPTED = 75
 """Exit status after SIGTERM: start the same command again (EX_TEMPFAIL)."""
@@ -107,11 +107,11 @@ def evaluate(
     """
     from rich.console import Console
 
+    from memocr_jax.agent.system import build_system
+    from memocr_jax.core.processes import gather, is_main, joined, together
     from memocr_jax.data.loader import load_examples
     from memocr_jax.evaluation.journal import Journal, write_results
-    from memocr_jax.operations import use_compilation_cache
-    from memocr_jax.processes import gather, is_main, joined, together
-    from memocr_jax.system import build_system
+    from memocr_jax.runs.operations import use_compilation_cache
 
     console = Console(highlight=False)
     directory = Path(to or Path(checkpoint or config.run.dir) / "evaluation")
@@ -247,7 +247,7 @@ class Weights:
     """Which weights are evaluated: a checkpoint's, or those that the configuration names."""
 
     def __init__(self, config: Config, checkpoint: str | None, step: int | None):
-        from memocr_jax.checkpoint import open_checkpoint
+        from memocr_jax.runs.checkpoint import open_checkpoint
 
         self.config, self.checkpoint, self.step, self._meta = config, checkpoint, None, None
         self.name = checkpoint or config.model.path
@@ -257,7 +257,7 @@ class Weights:
             self.config = _with_theme(config, checkpoint, self._meta.theme_css)
 
     def require_same_model(self, system: System) -> None:
-        from memocr_jax.checkpoint import require_same_model
+        from memocr_jax.runs.checkpoint import require_same_model
 
         if self._meta is not None:
             require_same_model(self._meta, system.model, self.checkpoint)
@@ -271,8 +271,8 @@ class Weights:
         return {"checkpoint step": self.step, "checkpoint saved": saved}
 
     def load(self, system: System) -> nnx.State:
-        from memocr_jax.checkpoint import abstract_like, open_checkpoint
-        from memocr_jax.sharding import param_shardings
+        from memocr_jax.core.sharding import abstract_like, param_shardings
+        from memocr_jax.runs.checkpoint import open_checkpoint
 
         if self.checkpoint is None:
             return system.initial_params()

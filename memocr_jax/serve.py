@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from memocr_jax.ask import add_model_options, parse_settings
-from memocr_jax.errors import UserError, run_command
+from memocr_jax.core.errors import UserError, run_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -20,7 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from rich.console import Console
 
-    from memocr_jax.memory_agent import open_model
+    from memocr_jax.agent.memory_agent import open_model
     from memocr_jax.serving.app import ServerSettings, create_app
     from memocr_jax.serving.start import start_service
     from render.http import serve

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from memocr_jax.config import Config, parse_command
-from memocr_jax.errors import run_command
+from memocr_jax.core.errors import run_command
 from memocr_jax.report.story import BEFORE
 
 
@@ -28,8 +28,8 @@ def tell(config: Config) -> int:
     Raises UserError as `train` and `evaluate` do.
     """
     from memocr_jax.evaluate import evaluate
-    from memocr_jax.operations import free_programs
     from memocr_jax.report import write_report
+    from memocr_jax.runs.operations import free_programs
     from memocr_jax.train import train
 
     if status := train(config):

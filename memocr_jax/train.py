@@ -16,15 +16,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from memocr_jax.config import Config, parse_command, to_tree
-from memocr_jax.errors import UserError, run_command
+from memocr_jax.core.errors import UserError, run_command
 
 if TYPE_CHECKING:
-    from memocr_jax.checkpoint import Checkpoints, Meta
+    from memocr_jax.agent.agent import Agent
+    from memocr_jax.agent.system import System
     from memocr_jax.data.loader import Examples
-    from memocr_jax.rl.rollout import Agent
     from memocr_jax.rl.step import Rollout
     from memocr_jax.rl.update import Learner, TrainState, Update
-    from memocr_jax.system import System
+    from memocr_jax.runs.checkpoint import Checkpoints, Meta
 
 PREEMPTED = 75
 """Exit status after SIGTERM: saved, start the same command again (EX_TEMPFAIL)."""
@@ -43,7 +43,7 @@ def train(config: Config) -> int:
     when training goes wrong for good (health.*); then what was done so far is saved.
     """
     # Heavy imports come after the configuration was checked, so that its errors come at once.
-    from memocr_jax.processes import joined
+    from memocr_jax.core.processes import joined
 
     with joined(config.processes):
         return _train(config)
@@ -52,19 +52,21 @@ def train(config: Config) -> int:
 def _train(config: Config) -> int:
     import jax
 
-    from memocr_jax import run_directory
-    from memocr_jax.checkpoint import Checkpoints
+    from memocr_jax.agent.system import build_system, parameter_count
+    from memocr_jax.core.metrics import Stopwatch
+    from memocr_jax.core.processes import code_version, is_main, require_same, together
     from memocr_jax.data.loader import QuestionOrder, load_examples
-    from memocr_jax.metrics import Stopwatch
-    from memocr_jax.operations import Operations, use_compilation_cache
-    from memocr_jax.processes import code_version, is_main, require_same, together
-    from memocr_jax.progress import TrainProgress
     from memocr_jax.report import write_about, write_report
     from memocr_jax.rl.schedule import Schedule
     from memocr_jax.rl.step import rollout, update
     from memocr_jax.rl.step_metrics import update_flops
-    from memocr_jax.run_place import RunPlace, is_remote
-    from memocr_jax.system import build_learner, build_system, parameter_count
+    from memocr_jax.rl.trajectories import TrajectoryLog
+    from memocr_jax.rl.update import build_learner
+    from memocr_jax.runs import run_directory
+    from memocr_jax.runs.checkpoint import Checkpoints
+    from memocr_jax.runs.operations import Operations, use_compilation_cache
+    from memocr_jax.runs.progress import TrainProgress
+    from memocr_jax.runs.run_place import RunPlace, is_remote
 
     use_compilation_cache(config.run.compiled_dir)
     system = together(lambda: build_system(config))
@@ -117,9 +119,10 @@ def _train(config: Config) -> int:
         progress.say(f"attention: {config.model.attention}; " + "; ".join(map(str, fits)))
         if config.engine.warm_up and state.step < config.train.steps:
             agent.engine.warm_up(system.sampler_params(learner.policy_params(state)), limits)
-        log = stack.enter_context(
-            run_directory.RunLog(run_dir, config, system.tokenizer, state.step, quiet=not is_main())
-        )
+        log = stack.enter_context(run_directory.RunLog(run_dir, config, state.step, quiet=not is_main()))
+        trajectories = None
+        if is_main():
+            trajectories = TrajectoryLog(run_dir, config.log, system.tokenizer, state.step)
         if is_main():
             write_about(run_dir, model_parameters=parameters)
         validate = _Validation(config, system, agent)
@@ -151,7 +154,8 @@ def _train(config: Config) -> int:
                 timing = _timing(metrics, time.perf_counter() - started, stages, flops)
                 timing["time/programs"] = agent.engine.executables + learner.executables
                 log.metrics(step, metrics, timing)
-                log.trajectories(step, result)
+                if trajectories is not None:
+                    trajectories.write(step, result)
                 progress.step(step, metrics, timing)
                 operations.end(step, stages)
                 last = step == config.train.steps or stopped is not None or failure is not None
@@ -205,7 +209,7 @@ def _own_questions(indices: Sequence[int], config: Config) -> list[int]:
     """The questions of a step that this process samples."""
     import jax
 
-    from memocr_jax.processes import own_share
+    from memocr_jax.core.processes import own_share
 
     part = config.rl.minibatch_questions
     return own_share(indices, part, jax.process_index(), jax.process_count())
@@ -241,7 +245,7 @@ def _order(config: Config, questions: int) -> dict[str, Any]:
 def _meta(
     config: Config, system: System, learner: Learner, state: TrainState, questions: int, render: Any
 ) -> Meta:
-    from memocr_jax.checkpoint import Meta
+    from memocr_jax.runs.checkpoint import Meta
 
     return Meta(
         state.step,
@@ -264,7 +268,8 @@ def _restored(
     initial: Any,
 ) -> tuple[TrainState, Any]:
     """The state of a checkpoint, and (rl.staleness 1) the weights that its next step is sampled from."""
-    from memocr_jax.checkpoint import abstract_like, require_same_base, require_same_model
+    from memocr_jax.core.sharding import abstract_like
+    from memocr_jax.runs.checkpoint import require_same_base, require_same_model
 
     require_same_model(meta, system.model, config.run.dir)
     require_same_base(meta, learner.base, config)
@@ -292,8 +297,8 @@ def _restored(
 
 def _exchange(result: Rollout, stop: int | None) -> tuple[dict[str, float | None], int | None]:
     """The rollout's metrics over all processes, and the signal that any of them received."""
-    from memocr_jax.metrics import Metrics
-    from memocr_jax.processes import gather
+    from memocr_jax.core.metrics import Metrics
+    from memocr_jax.core.processes import gather
     from memocr_jax.rl.step_metrics import rollout_metrics
 
     everyone = gather({"metrics": rollout_metrics(result).parts(), "stop": stop})
@@ -364,9 +369,9 @@ class _Validation:
     def __call__(self, policy: Any) -> dict[str, float]:
         """Accuracy over all processes' questions, by budget and on average; failures count as wrong."""
         from memocr_jax.config import EvalConfig
+        from memocr_jax.core.metrics import Metrics
+        from memocr_jax.core.processes import gather
         from memocr_jax.evaluation.methods import evaluate_examples
-        from memocr_jax.metrics import Metrics
-        from memocr_jax.processes import gather
 
         settings = self._config.validation
         if self._examples is None:

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from memocr_jax.config import Config, WarmupStage, parse_command
-from memocr_jax.errors import UserError, run_command
-from memocr_jax.run_place import is_remote
+from memocr_jax.core.errors import UserError, run_command
+from memocr_jax.runs.run_place import is_remote
 
 if TYPE_CHECKING:
     from memocr_jax.sft.lessons import Lessons, Taught
@@ -52,14 +52,15 @@ def warm_up(config: Config) -> int:
     import jax.numpy as jnp
     import numpy as np
 
-    from memocr_jax import run_directory
-    from memocr_jax.checkpoint import Checkpoints, Meta, abstract_like, require_same_model
+    from memocr_jax.agent.system import build_system, parameter_count
+    from memocr_jax.core.sharding import abstract_like
     from memocr_jax.models.qwen25_vl import abstract_model
     from memocr_jax.rl.optimizer import abstract_optimizer
     from memocr_jax.rl.pack import Packing
-    from memocr_jax.sft.start import look_back, silence_blocks
+    from memocr_jax.runs import run_directory
+    from memocr_jax.runs.checkpoint import Checkpoints, Meta, require_same_model
+    from memocr_jax.sft.prior import look_back, silence_blocks
     from memocr_jax.sft.update import SftState, Teacher
-    from memocr_jax.system import build_system, parameter_count
     from render import open_renderer
     from render.theme import theme_css
 
@@ -110,7 +111,7 @@ def warm_up(config: Config) -> int:
             flush=True,
         )
         del params
-        log = stack.enter_context(run_directory.RunLog(run_dir, config, system.tokenizer, done))
+        log = stack.enter_context(run_directory.RunLog(run_dir, config, done))
         batches = stack.enter_context(contextlib.closing(_ahead(source.batches, done, plan)))
         stop = stack.enter_context(_StopSignals())
         clock = time.perf_counter()
@@ -191,7 +192,7 @@ class _Conversations:
         )
 
     def batches(self, update: int) -> list[TaughtBatch]:
-        from memocr_jax.rng import host_rng
+        from memocr_jax.core.rng import host_rng
         from memocr_jax.sft.update import pack_lesson
 
         rows, total = self._config.warmup.batch_rows, len(self._conversations)

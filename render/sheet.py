@@ -205,7 +205,7 @@ class Sheet:
         return data
 
     def screenshot(self, deadline: float) -> bytes:
-        """PNG file of the same by way of the display compositor: only to compare with (`render.profile`)."""
+        """PNG file of the same by way of the display compositor: a benchmark compares the two."""
         shot = {"screenshot": {"format": "png", "optimizeForSpeed": True}}
         while True:  # the first frames after a resize may come without an image
             answer = self._call("HeadlessExperimental.beginFrame", shot, _left(deadline))

@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 @pytest.fixture(scope="module", autouse=True)
 def programs_let_go():
     """A process that kept the programs of all tests ran out of memory mappings; what recurs is cached."""
-    from memocr_jax.operations import free_programs
+    from memocr_jax.runs.operations import free_programs
 
     yield
     free_programs()
@@ -57,7 +57,7 @@ def tiny_config():
 def tiny_mesh():
     """A mesh of one device."""
     from memocr_jax.config import MeshConfig
-    from memocr_jax.sharding import make_mesh
+    from memocr_jax.core.sharding import make_mesh
 
     return make_mesh(MeshConfig(), jax.devices()[:1])
 
@@ -73,10 +73,10 @@ def tiny_run(tiny_config, tiny_mesh, tmp_path_factory):
 
     import jax.numpy as jnp
 
-    from memocr_jax.checkpoint import save_run
+    from memocr_jax.core.sharding import param_shardings
     from memocr_jax.models.config import Qwen25VLConfig
     from memocr_jax.models.qwen25_vl import abstract_model, init_params
-    from memocr_jax.sharding import param_shardings
+    from memocr_jax.rl.resume import save_run
 
     def make(wide: bool = False, **changes) -> Path:
         sections = {
@@ -107,9 +107,9 @@ def small_model():
 
     import jax.numpy as jnp
 
+    from memocr_jax.core.sharding import param_shardings
     from memocr_jax.models.config import Qwen25VLConfig
     from memocr_jax.models.qwen25_vl import abstract_model, init_params
-    from memocr_jax.sharding import param_shardings
 
     config = Qwen25VLConfig.from_file(ROOT / "configs" / "models" / "tiny")
     config = dataclasses.replace(

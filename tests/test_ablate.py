@@ -8,8 +8,8 @@ import pytest
 from memocr_jax import ablate
 from memocr_jax.ablate import AblationConfig, load, memory_shares, run_config, table, write_results
 from memocr_jax.config import load_config
+from memocr_jax.core.errors import UserError
 from memocr_jax.data.synthetic import SyntheticWorld
-from memocr_jax.errors import UserError
 
 FILE = "configs/nano_ablation.yaml"
 

@@ -14,7 +14,7 @@ import pytest
 
 from memocr_jax.compile_plan import main
 from memocr_jax.config import Config, MeshConfig, ModelConfig, TrainConfig, load_config
-from memocr_jax.errors import UserError
+from memocr_jax.core.errors import UserError
 from memocr_jax.models.config import Qwen25VLConfig
 from memocr_jax.plan.chips import CHIPS, parse_topology, slice_of
 from memocr_jax.plan.hlo import program_cost, second_side
@@ -41,8 +41,8 @@ def tiny_programs(**settings) -> tuple[Programs, Config, Qwen25VLConfig]:
 
 
 def lowered_update(programs: Programs, shape: tuple[int, ...]) -> dict:
+    from memocr_jax.core.sharding import batch_sharding
     from memocr_jax.rl.pack import empty_batch
-    from memocr_jax.sharding import batch_sharding
 
     sharding = batch_sharding(programs.mesh)
     batch = jax.tree.map(

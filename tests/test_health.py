@@ -5,7 +5,7 @@ import math
 import pytest
 
 from memocr_jax.rl.pack import load_minibatch
-from tests.runs import WITH_SIGNAL, finish, metrics_of, params_of, start, write_config
+from tests.training_runs import WITH_SIGNAL, finish, metrics_of, params_of, start, write_config
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.runs import ROOT, environment, metrics_of, params_of, write_config
+from tests.training_runs import ROOT, environment, metrics_of, params_of, write_config
 
 SCRIPT = str(ROOT / "launch" / "local_multiprocess.sh")
 

@@ -6,7 +6,7 @@ import time
 import numpy as np
 import pytest
 
-from tests.runs import WITH_SIGNAL, finish, params_of, start, write_config
+from tests.training_runs import WITH_SIGNAL, finish, params_of, start, write_config
 
 STEPS = 12
 

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from tests.runs import ROOT, environment
+from tests.training_runs import ROOT, environment
 
 
 def story(run_dir, *arguments):

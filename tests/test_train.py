@@ -13,7 +13,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from tests.runs import ROOT, environment, metrics_of, params_of, write_config
+from tests.training_runs import ROOT, environment, metrics_of, params_of, write_config
 
 
 @pytest.fixture(scope="module")

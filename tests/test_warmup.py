@@ -9,9 +9,9 @@ from PIL import Image
 
 from memocr_jax import warmup
 from memocr_jax.config import MeshConfig, WarmupConfig, WarmupStage, load_config
-from memocr_jax.errors import UserError
+from memocr_jax.core.errors import UserError
+from memocr_jax.models.tokenizer import load_tokenizer
 from memocr_jax.sft.conversations import Conversations
-from memocr_jax.tokenizer import load_tokenizer
 
 NANO = load_config("configs/nano_warmup.yaml")
 

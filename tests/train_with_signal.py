@@ -6,9 +6,9 @@ apart. Here an answer is right when the checksum of its text is even; everything
 
 import zlib
 
-from memocr_jax.errors import run_command
+from memocr_jax.core.errors import run_command
+from memocr_jax.core.types import READ_KINDS
 from memocr_jax.rl import step
-from memocr_jax.types import READ_KINDS
 
 _score = step.score_readings
 

@@ -6,10 +6,10 @@ import dataclasses
 import typing
 from pathlib import Path
 
+from memocr_jax.config.data import DataConfig
 from memocr_jax.config.sections import Config, Method
 from memocr_jax.config.tree import from_tree, merged, to_tree
-from memocr_jax.data.settings import DataConfig
-from memocr_jax.errors import UserError, require_at_least
+from memocr_jax.core.errors import UserError, require_at_least
 
 
 def validate(config: Config) -> None:

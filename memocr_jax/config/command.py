@@ -11,7 +11,7 @@ from pathlib import Path
 from memocr_jax.config.checks import validate
 from memocr_jax.config.sections import Config
 from memocr_jax.config.tree import load_config
-from memocr_jax.errors import UserError
+from memocr_jax.core.errors import UserError
 
 
 def parse_command(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal
 
-from memocr_jax.data.settings import DataConfig
+from memocr_jax.config.data import DataConfig
 from render.settings import RenderSettings
 
 
@@ -49,7 +49,7 @@ class TokenizerConfig:
 @dataclasses.dataclass(frozen=True)
 class PromptsConfig:
     path: str = ""
-    """A YAML file with prompt templates of your own (memocr_jax/prompts.py); empty means the project's."""
+    """A YAML file with prompt templates of your own (agent/prompts.py); empty means the project's."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -319,7 +319,7 @@ class WarmupConfig:
     """Conversations of an update on `data`."""
     from_nothing: bool = False
     """Start random weights with silent blocks and a head that looks one token back
-    (memocr_jax/sft/start.py)."""
+    (memocr_jax/sft/prior.py)."""
     check_every: int = 100
     """Updates between two checks on held-out lessons; 0 means none."""
     check_rows: int = 64

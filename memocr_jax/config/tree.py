@@ -11,7 +11,7 @@ from typing import Any, Literal
 import yaml
 
 from memocr_jax.config.sections import Config
-from memocr_jax.errors import UserError, nearest
+from memocr_jax.core.errors import UserError, nearest
 from render.errors import RenderError
 
 

@@ -17,9 +17,9 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from memocr_jax.core.errors import UserError, run_command
 from memocr_jax.data.catalog import CARDS
 from memocr_jax.data.prepare import Job, prepare
-from memocr_jax.errors import UserError, run_command
 
 
 def main() -> None:

@@ -14,10 +14,10 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from memocr_jax.answers import normalize
+from memocr_jax.core.errors import UserError
+from memocr_jax.core.normalize import normalize
 from memocr_jax.data.rows import Paragraph, SourceQuestion
-from memocr_jax.errors import UserError
-from memocr_jax.tokenizer import Tokenizer
+from memocr_jax.models.tokenizer import Tokenizer
 
 LENGTH_TOLERANCE = 0.03
 """A document may miss its target length by this share; a pool that cannot reach it is an error."""

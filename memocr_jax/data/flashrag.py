@@ -6,6 +6,7 @@ sentences (or content)}}}. Rows without a context (FlashRAG's NQ and TriviaQA) a
 
 from __future__ import annotations
 
+from memocr_jax.core.errors import UserError
 from memocr_jax.data.rows import (
     BadRow,
     Paragraph,
@@ -18,7 +19,6 @@ from memocr_jax.data.rows import (
     read_rows,
     text_field,
 )
-from memocr_jax.errors import UserError
 
 
 def read_flashrag(path: str, strict: bool = True, field: str = "data.path") -> Rows:

@@ -7,17 +7,17 @@ from collections.abc import Callable, Sequence
 import grain
 import numpy as np
 
+from memocr_jax.config.data import DataConfig
+from memocr_jax.core.errors import UserError
+from memocr_jax.core.types import QaExample
 from memocr_jax.data.contexts import ContextBuilder, cut_middle, split_chunks
 from memocr_jax.data.flashrag import read_pool
 from memocr_jax.data.memagent import read_memagent
 from memocr_jax.data.prepared import PreparedQuestions
 from memocr_jax.data.rows import Paragraph, SourceQuestion
-from memocr_jax.data.settings import DataConfig
 from memocr_jax.data.sources import local_file, read_questions
 from memocr_jax.data.synthetic import Split, SyntheticQuestion, SyntheticWorld
-from memocr_jax.errors import UserError
-from memocr_jax.tokenizer import Tokenizer
-from memocr_jax.types import QaExample
+from memocr_jax.models.tokenizer import Tokenizer
 
 
 class Examples(Sequence[QaExample]):

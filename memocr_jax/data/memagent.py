@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from memocr_jax.core.errors import UserError
 from memocr_jax.data.rows import (
     BadRow,
     Rows,
@@ -22,7 +23,6 @@ from memocr_jax.data.rows import (
     read_rows,
     text_field,
 )
-from memocr_jax.errors import UserError
 
 _BATCH_ROWS = 64  # rows of about 100 KB held at a time
 

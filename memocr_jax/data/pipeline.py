@@ -13,9 +13,9 @@ import grain
 import numpy as np
 from absl import flags
 
+from memocr_jax.core.errors import UserError
+from memocr_jax.core.types import QaExample
 from memocr_jax.data.loader import question_order
-from memocr_jax.errors import UserError
-from memocr_jax.types import QaExample
 
 
 @dataclasses.dataclass(frozen=True)

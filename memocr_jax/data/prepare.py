@@ -19,14 +19,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from memocr_jax.core.errors import UserError, nearest
 from memocr_jax.data.catalog import CARDS
 from memocr_jax.data.contexts import ContextBuilder
 from memocr_jax.data.flashrag import read_pool
 from memocr_jax.data.prepared import MANIFEST, encode, shard_path, write_metadata, write_shard
 from memocr_jax.data.rows import Rows, existing_file
 from memocr_jax.data.sources import HUB, TFDS, local_file, read_questions
-from memocr_jax.errors import UserError, nearest
-from memocr_jax.tokenizer import load_tokenizer
+from memocr_jax.models.tokenizer import load_tokenizer
 
 SHARD_QUESTIONS = 16
 """Questions of a shard: what an interruption can cost."""

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from memocr_jax.core.errors import UserError
 from memocr_jax.data.contexts import LongDocument
 from memocr_jax.data.rows import SourceQuestion
-from memocr_jax.errors import UserError
 
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds

@@ -10,7 +10,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
 
-from memocr_jax.errors import UserError
+from memocr_jax.core.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)

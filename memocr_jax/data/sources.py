@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 
+from memocr_jax.core.errors import UserError
 from memocr_jax.data.flashrag import read_flashrag
 from memocr_jax.data.rows import Rows
 from memocr_jax.data.tfds_sources import PREFIX as TFDS
 from memocr_jax.data.tfds_sources import read_tfds
-from memocr_jax.errors import UserError
 
 HUB = "hf://"
 

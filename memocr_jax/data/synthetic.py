@@ -17,7 +17,7 @@ from typing import Literal
 
 import numpy as np
 
-from memocr_jax.data.settings import SyntheticConfig
+from memocr_jax.config.data import SyntheticConfig
 from memocr_jax.data.vocabulary import (
     DATES,
     FILLER,

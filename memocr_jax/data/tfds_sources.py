@@ -12,10 +12,10 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from memocr_jax.answers import normalize
+from memocr_jax.core.errors import UserError, nearest
+from memocr_jax.core.normalize import normalize
 from memocr_jax.data.contexts import AnswerFinder
 from memocr_jax.data.rows import BadRow, Paragraph, Rows, SourceQuestion, clean, read_rows
-from memocr_jax.errors import UserError, nearest
 
 PREFIX = "tfds://"
 PASSAGE_WORDS = 100

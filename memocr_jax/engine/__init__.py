@@ -9,7 +9,7 @@
 """
 
 from memocr_jax.engine.engine import Engine
-from memocr_jax.engine.plan import Fit, PromptLimits
 from memocr_jax.engine.prompts import PromptGroup, image_grid, image_rows, most_windows
+from memocr_jax.engine.sizes import Fit, PromptLimits
 
 __all__ = ["Engine", "Fit", "PromptGroup", "PromptLimits", "image_grid", "image_rows", "most_windows"]

@@ -13,17 +13,17 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from memocr_jax.buckets import bucket
 from memocr_jax.config import EngineConfig, SamplingConfig
+from memocr_jax.core.buckets import bucket
+from memocr_jax.core.sharding import batch_shards, cache_sharding, put_batch, replicated, tensor_shards
+from memocr_jax.core.types import Completion, Stop
 from memocr_jax.engine import pool as device
-from memocr_jax.engine.plan import Fit, Kind, PromptLimits, plan
 from memocr_jax.engine.prompts import PromptGroup, check_groups, image_grid, image_key, most_windows
-from memocr_jax.images import vision_batch
+from memocr_jax.engine.sampling import RowSampling
+from memocr_jax.engine.sizes import Fit, Kind, PromptLimits, plan
 from memocr_jax.models.config import Qwen25VLConfig
-from memocr_jax.rows import PackedRows, PlacedImage
-from memocr_jax.sampling import RowSampling
-from memocr_jax.sharding import batch_shards, cache_sharding, put_batch, replicated, tensor_shards
-from memocr_jax.types import Completion, Stop
+from memocr_jax.models.images import vision_batch
+from memocr_jax.models.packing import PackedRows, PlacedImage
 
 Watch = Callable[[int, int, np.ndarray], bool]
 """(index of the group, sibling, tokens so far) -> whether to go on."""

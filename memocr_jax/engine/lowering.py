@@ -8,12 +8,12 @@ import jax
 import numpy as np
 from flax import nnx
 
+from memocr_jax.core.sharding import batch_sharding, replicated
 from memocr_jax.engine.engine import Engine
-from memocr_jax.engine.plan import PromptLimits
 from memocr_jax.engine.pool import Prompts
-from memocr_jax.images import vision_batch
-from memocr_jax.sampling import RowSampling
-from memocr_jax.sharding import batch_sharding, replicated
+from memocr_jax.engine.sampling import RowSampling
+from memocr_jax.engine.sizes import PromptLimits
+from memocr_jax.models.images import vision_batch
 
 
 def lowered_programs(

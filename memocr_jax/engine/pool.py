@@ -14,10 +14,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int32, UInt32
 
+from memocr_jax.core.types import VisionBatch
+from memocr_jax.engine.sampling import RowSampling, sample_tokens
 from memocr_jax.models.attention import Layout
 from memocr_jax.models.cache import DecodeCache, split_packed
-from memocr_jax.sampling import RowSampling, sample_tokens
-from memocr_jax.types import VisionBatch
 
 
 class Prompts(NamedTuple):

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from memocr_jax.buckets import bucket
 from memocr_jax.config import SamplingConfig
-from memocr_jax.errors import UserError
-from memocr_jax.images import num_windows, vision_batch
+from memocr_jax.core.buckets import bucket
+from memocr_jax.core.errors import UserError
+from memocr_jax.core.types import VisionBatch
 from memocr_jax.models.config import Qwen25VLConfig
-from memocr_jax.types import VisionBatch
+from memocr_jax.models.images import num_windows, vision_batch
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from memocr_jax.errors import UserError
+from memocr_jax.core.errors import UserError
 from render.types import MemoryPage
 
 FOLDER = "journal"

@@ -17,15 +17,15 @@ import nh3
 import numpy as np
 from flax import nnx
 
-from memocr_jax.answers import boxed_answer, exact_match, f1, sub_em
-from memocr_jax.buckets import batches
+from memocr_jax.agent.agent import Agent, Memory, ReadRequest
+from memocr_jax.agent.answers import boxed_answer, exact_match, f1, sub_em
+from memocr_jax.agent.prompts import Prompt, read_document_prompt, read_text_prompt
 from memocr_jax.config import EvalConfig, Method, SamplingConfig
+from memocr_jax.core.buckets import batches
+from memocr_jax.core.rng import row_key
+from memocr_jax.core.types import QaExample, TurnKind
 from memocr_jax.engine import PromptGroup
-from memocr_jax.prompts import Prompt, read_document_prompt, read_text_prompt
-from memocr_jax.rl.rollout import Agent, Memory, ReadRequest
-from memocr_jax.rng import row_key
-from memocr_jax.tokenizer import Tokenizer
-from memocr_jax.types import QaExample, TurnKind
+from memocr_jax.models.tokenizer import Tokenizer
 from render.markdown import to_html
 from render.types import MemoryPage, Mode, PageStatus
 from render.views import fit, image_tokens

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from memocr_jax.rng import host_rng
+from memocr_jax.core.rng import host_rng
 
 METRICS = ("em", "f1", "sub_em")
 METRIC_NAMES = {"em": "Exact match", "f1": "F1", "sub_em": "Sub-EM"}

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int32
 
-from memocr_jax.errors import UserError
-from memocr_jax.sharding import per_device
+from memocr_jax.core.errors import UserError
+from memocr_jax.core.sharding import per_device
 
 Implementation = Literal["xla", "cudnn", "splash"]
 """What computes rows of known layout: plain operations (runs everywhere), cuDNN's flash attention (GPU), or

@@ -12,13 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from memocr_jax.errors import UserError
-from memocr_jax.images import pack_patches, prepare_image
+from memocr_jax.core.errors import UserError
+from memocr_jax.core.sharding import make_mesh
 from memocr_jax.models.config import Qwen25VLConfig
 from memocr_jax.models.hf_weights import load_params
+from memocr_jax.models.images import pack_patches, prepare_image
 from memocr_jax.models.qwen25_vl import abstract_model
 from memocr_jax.models.rope import mrope_positions
-from memocr_jax.sharding import make_mesh
 
 TOLERANCE = 1e-3
 """Largest difference, relative to the largest value of a layer's output, that counts as equal in float32."""

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from memocr_jax.errors import UserError
+from memocr_jax.core.errors import UserError
 from memocr_jax.models.config import Qwen25VLConfig, read_config_json
 
 TOKENIZER_FILES = (
@@ -144,7 +144,7 @@ def _generation_json(config: Qwen25VLConfig) -> dict[str, Any]:
 
 
 def _preprocessor_json(config: Qwen25VLConfig) -> dict[str, Any]:
-    from memocr_jax.images import ImageSettings
+    from memocr_jax.models.images import ImageSettings
 
     settings = ImageSettings()
     return {

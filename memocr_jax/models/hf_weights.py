@@ -18,12 +18,12 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from memocr_jax.errors import UserError
+from memocr_jax.core.errors import UserError
+from memocr_jax.core.sharding import param_shardings, replicated
 from memocr_jax.models.config import Qwen25VLConfig
 from memocr_jax.models.layers import LAYERS
 from memocr_jax.models.qwen25_vl import abstract_model
 from memocr_jax.models.safetensors_dir import SHARD_BYTES, TensorFiles, TensorInfo, write_tensors
-from memocr_jax.sharding import param_shardings, replicated
 
 Report = Callable[[int, int], None]
 """Told (bytes done, bytes in all) after every tensor."""

@@ -21,8 +21,8 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
+from memocr_jax.core.sharding import param_shardings
 from memocr_jax.models.layers import Adapter, Linear
-from memocr_jax.sharding import param_shardings
 
 
 class LoraSettings(Protocol):

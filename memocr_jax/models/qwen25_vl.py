@@ -10,14 +10,14 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int32
 
+from memocr_jax.core.sharding import constrain_batch
+from memocr_jax.core.types import VisionBatch
 from memocr_jax.models.attention import Implementation, Layout
 from memocr_jax.models.cache import DecodeCache
 from memocr_jax.models.config import Qwen25VLConfig
 from memocr_jax.models.layers import Linear, Maker, Remat, matmul_t, unstack
 from memocr_jax.models.text import TextModel
 from memocr_jax.models.vision import VisionModel
-from memocr_jax.sharding import constrain_batch
-from memocr_jax.types import VisionBatch
 
 
 class Qwen25VL(nnx.Module):

@@ -11,12 +11,12 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int32
 
+from memocr_jax.core.sharding import constrain_batch
 from memocr_jax.models import attention
 from memocr_jax.models.cache import DecodeCache, per_layer
 from memocr_jax.models.config import TextConfig
 from memocr_jax.models.layers import Linear, Maker, Remat, RMSNorm, SwiGLU, scan_layers
 from memocr_jax.models.rope import mrope_angles, rotate, sin_cos
-from memocr_jax.sharding import constrain_batch
 
 
 class Attention(nnx.Module):

@@ -1,7 +1,7 @@
 """The vision tower of Qwen2.5-VL (arXiv 2502.13923, section 2.1.1) over the padded-window layout.
 
 A row is an image, its patches are grouped by attention window and every window has all its slots, so window
-attention is one batched product and one executable serves every aspect ratio (see `memocr_jax.images`).
+attention is one batched product and one executable serves every aspect ratio (`models/images.py`).
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float
 
+from memocr_jax.core.sharding import constrain_batch
+from memocr_jax.core.types import VisionBatch
 from memocr_jax.models import attention
 from memocr_jax.models.config import VisionConfig
 from memocr_jax.models.layers import Linear, Maker, Remat, RMSNorm, SwiGLU, matmul_t, scan_layers
 from memocr_jax.models.rope import rotate, sin_cos, vision_angles
-from memocr_jax.sharding import constrain_batch
-from memocr_jax.types import VisionBatch
 
 
 class PatchEmbed(nnx.Module):

@@ -10,7 +10,7 @@ import dataclasses
 import math
 import re
 
-from memocr_jax.errors import UserError, nearest
+from memocr_jax.core.errors import UserError, nearest
 from memocr_jax.models.flops import peak_flops
 
 GIB = 2**30

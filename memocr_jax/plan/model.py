@@ -15,9 +15,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from memocr_jax.config import Config
-from memocr_jax.engine.plan import Kind as PromptKind
-from memocr_jax.engine.plan import PromptLimits
-from memocr_jax.engine.plan import plan as plan_prompts
+from memocr_jax.engine.sizes import Kind as PromptKind
+from memocr_jax.engine.sizes import PromptLimits
+from memocr_jax.engine.sizes import plan as plan_prompts
 from memocr_jax.models.attention import default_query_chunk
 from memocr_jax.models.config import Qwen25VLConfig
 from memocr_jax.models.flops import decoder_flops, head_flops, row_pairs, vision_flops

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from memocr_jax.config import Config, validate
-from memocr_jax.errors import UserError
+from memocr_jax.core.errors import UserError
 from memocr_jax.models.config import Qwen25VLConfig
 from memocr_jax.plan import model as arithmetic
 from memocr_jax.plan.chips import GIB, Topology

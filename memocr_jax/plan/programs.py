@@ -18,12 +18,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.experimental import topologies
 
-from memocr_jax.checkpoint import abstract_like
 from memocr_jax.config import Config
+from memocr_jax.core.errors import UserError
+from memocr_jax.core.metrics import Stopwatch
+from memocr_jax.core.sharding import abstract_like, batch_sharding, local_mesh, make_mesh, param_shardings
 from memocr_jax.engine import Engine
 from memocr_jax.engine.lowering import lowered_programs
-from memocr_jax.errors import UserError
-from memocr_jax.metrics import Stopwatch
 from memocr_jax.models.config import Qwen25VLConfig
 from memocr_jax.models.qwen25_vl import abstract_model
 from memocr_jax.plan.chips import Topology
@@ -31,7 +31,6 @@ from memocr_jax.plan.hlo import Collective, program_cost, second_side
 from memocr_jax.plan.model import Setting, State, limits_of, sharded_bytes
 from memocr_jax.rl.pack import Packing, empty_batch
 from memocr_jax.rl.update import Learner
-from memocr_jax.sharding import batch_sharding, local_mesh, make_mesh, param_shardings
 
 
 def topology_devices(topology: Topology) -> tuple[list[Any], list[Any]]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from memocr_jax.config import Config, validate
-from memocr_jax.errors import UserError
+from memocr_jax.core.errors import UserError
 from memocr_jax.models.config import Qwen25VLConfig
 from memocr_jax.plan.chips import Chip, Topology, slice_of
 from memocr_jax.plan.plan import Assumptions, Plan, make_plan, with_settings

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from memocr_jax.buckets import bucket
 from memocr_jax.config import Config
+from memocr_jax.core.buckets import bucket
 from memocr_jax.models.config import Qwen25VLConfig
 from memocr_jax.rl.pack import Shape
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from memocr_jax.errors import run_command
+from memocr_jax.core.errors import run_command
 from memocr_jax.report import write_report
 
 

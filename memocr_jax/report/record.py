@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from memocr_jax.errors import UserError
+from memocr_jax.core.errors import UserError
 from memocr_jax.report.values import whole
 
 

@@ -12,10 +12,10 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from memocr_jax.processes import gather
+from memocr_jax.core.processes import gather
+from memocr_jax.core.sharding import own_rows
+from memocr_jax.core.types import TrainBatch
 from memocr_jax.rl.pack import MiniBatch, Packing, Shape, batch_shape, empty_batch
-from memocr_jax.sharding import own_rows
-from memocr_jax.types import TrainBatch
 
 
 def agree(minibatches: Sequence[MiniBatch], packing: Packing, mesh: jax.sharding.Mesh) -> list[MiniBatch]:

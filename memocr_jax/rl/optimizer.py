@@ -8,7 +8,7 @@ from flax import nnx
 from optax.contrib import MuonDimensionNumbers, muon
 
 from memocr_jax.config import OptimizerConfig
-from memocr_jax.sharding import replicated
+from memocr_jax.core.sharding import replicated
 
 STACKS = ("layers", "blocks")
 """Modules whose parameters have a leading axis of layers."""

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Bool, Float
 
-from memocr_jax.answers import boxed_answer, exact_match
-from memocr_jax.rl.rollout import Reading
-from memocr_jax.types import READ_KINDS, QaExample
+from memocr_jax.agent.agent import Reading
+from memocr_jax.agent.answers import boxed_answer, exact_match
+from memocr_jax.core.types import READ_KINDS, QaExample
 
 
 @dataclasses.dataclass(frozen=True)

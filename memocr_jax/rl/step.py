@@ -19,15 +19,15 @@ from collections.abc import Sequence
 import numpy as np
 from flax import nnx
 
-from memocr_jax.buckets import batches
+from memocr_jax.agent.agent import Agent, Memory, Reading
 from memocr_jax.config import RLConfig, SamplingConfig
+from memocr_jax.core.buckets import batches
+from memocr_jax.core.types import READ_KINDS, QaExample
 from memocr_jax.rl.advantages import draft_advantages, group_advantages, read_advantages
 from memocr_jax.rl.agree import agree
 from memocr_jax.rl.pack import MiniBatch, WeightedTurn, pack_turns
 from memocr_jax.rl.rewards import Scores, score_readings
-from memocr_jax.rl.rollout import Agent, Memory, Reading
 from memocr_jax.rl.update import Learner, TrainState, Update
-from memocr_jax.types import READ_KINDS, QaExample
 from render.types import Mode
 
 

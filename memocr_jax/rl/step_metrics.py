@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from memocr_jax.metrics import Metrics
+from memocr_jax.agent.regions import in_heading
+from memocr_jax.core.metrics import Metrics
+from memocr_jax.core.types import READ_KINDS, Stop, TurnKind
 from memocr_jax.models.config import Qwen25VLConfig
 from memocr_jax.models.flops import decoder_flops, head_flops, row_pairs, vision_flops
 from memocr_jax.rl.pack import MiniBatch
-from memocr_jax.rl.regions import in_heading
 from memocr_jax.rl.step import Rollout
-from memocr_jax.types import READ_KINDS, Stop, TurnKind
 from render.types import PageStatus
 from render.views import image_tokens
 

@@ -14,10 +14,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
-from memocr_jax.checkpoint import abstract_like
 from memocr_jax.config import LoraConfig
+from memocr_jax.core.sharding import abstract_like, param_shardings
 from memocr_jax.models import lora as adapters
-from memocr_jax.sharding import param_shardings
 
 
 class Trainable:

@@ -14,15 +14,16 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float
 
+from memocr_jax.agent.system import System
 from memocr_jax.config import LoraConfig, OptimizerConfig, RLConfig
-from memocr_jax.metrics import Stopwatch
+from memocr_jax.core.metrics import Stopwatch
+from memocr_jax.core.sharding import put_batch, replicated
+from memocr_jax.core.types import TrainBatch
 from memocr_jax.models.attention import Layout
 from memocr_jax.rl.loss import Denominators, aggregate, kl_estimate, policy_loss
 from memocr_jax.rl.optimizer import abstract_optimizer, init_optimizer, make_optimizer
 from memocr_jax.rl.pack import MiniBatch, Packing
 from memocr_jax.rl.trainable import Trainable
-from memocr_jax.sharding import put_batch, replicated
-from memocr_jax.types import TrainBatch
 
 
 @dataclasses.dataclass
@@ -390,3 +391,31 @@ def _apply(optimizer, params, opt_state, grads, loss):
     keep = lambda new, old: jnp.where(good, new, old)  # noqa: E731
     new_params = optax.apply_updates(params, updates)
     return jax.tree.map(keep, new_params, params), jax.tree.map(keep, new_opt_state, opt_state), norm, good
+
+
+def build_learner(system: System, initial: nnx.State, stopwatch: Stopwatch) -> Learner:
+    """The learner of a run that starts from `initial`, its reference policy if there is a KL term."""
+    config = system.config
+    packing = Packing(
+        system.model,
+        config.train.max_row_tokens,
+        config.train.micro_batch_rows // jax.process_count(),
+        config.train.length_multiple,
+        config.engine.window_multiple,
+        config.train.row_layout,
+    )
+    return Learner(
+        system.graphdef,
+        initial,
+        system.mesh,
+        config.rl,
+        config.optimizer,
+        packing,
+        config.sampling.temperature,
+        config.train.logp_chunk_tokens,
+        max(config.agent.draft_max_new_tokens, config.agent.read_max_new_tokens),
+        stopwatch,
+        trainable=config.train.trainable,
+        lora=config.lora,
+        seed=config.run.seed,
+    )

@@ -28,10 +28,10 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from pydantic import BaseModel, ConfigDict, Field
 
+from memocr_jax.agent.memory_agent import Answer, Document, OpenModel, ask_page, read_document, view
 from memocr_jax.config import SamplingConfig
-from memocr_jax.errors import UserError
-from memocr_jax.images import ImageSettings
-from memocr_jax.memory_agent import Answer, Document, OpenModel, ask_page, read_document, view
+from memocr_jax.core.errors import UserError
+from memocr_jax.models.images import ImageSettings
 from memocr_jax.serving.chat import ApiError, Chat, ChatRequest, ChatRun, Head, Limits, prepare_chat, usage
 from memocr_jax.serving.memories import MemoryStore, Stored
 from memocr_jax.serving.scheduler import Cancelled, Scheduler, SharedEngine, Ticket
@@ -40,7 +40,7 @@ from render.types import MemoryPage
 from render.views import image_tokens
 
 if TYPE_CHECKING:
-    from memocr_jax.rl.rollout import Agent
+    from memocr_jax.agent.agent import Agent
     from render.base import Renderer
 
 MAX_BUDGET_TOKENS = 16_384

@@ -15,14 +15,14 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
+from memocr_jax.agent.prompts import chat_prompt
 from memocr_jax.config import SamplingConfig
+from memocr_jax.core.rng import row_key
+from memocr_jax.core.types import Completion, Stop
 from memocr_jax.engine import PromptGroup
-from memocr_jax.images import ImageSettings, image_token_count, resize
 from memocr_jax.models.config import Qwen25VLConfig
-from memocr_jax.prompts import chat_prompt
-from memocr_jax.rng import row_key
-from memocr_jax.tokenizer import Tokenizer
-from memocr_jax.types import Completion, Stop
+from memocr_jax.models.images import ImageSettings, image_token_count, resize
+from memocr_jax.models.tokenizer import Tokenizer
 from render.settings import TOKEN_PX
 
 DEFAULT_SYSTEM = "You are a helpful assistant."

@@ -10,8 +10,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from memocr_jax.errors import UserError
-from memocr_jax.memory_agent import Document
+from memocr_jax.agent.memory_agent import Document
+from memocr_jax.core.errors import UserError
 
 _ID = re.compile(r"mem_[0-9a-f]{24}")
 

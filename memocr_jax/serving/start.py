@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 
-from memocr_jax.buckets import bucket
+from memocr_jax.agent.memory_agent import OpenModel
+from memocr_jax.core.buckets import bucket
+from memocr_jax.core.errors import UserError
 from memocr_jax.engine import PromptLimits
-from memocr_jax.errors import UserError
-from memocr_jax.images import num_windows
-from memocr_jax.memory_agent import OpenModel
+from memocr_jax.models.images import num_windows
 from memocr_jax.serving.app import ServerSettings, Service
 from memocr_jax.serving.chat import Limits
 from memocr_jax.serving.scheduler import Scheduler

@@ -19,11 +19,11 @@ from typing import Any
 
 import numpy as np
 
-from memocr_jax.errors import UserError
-from memocr_jax.prompts import chat_prompt
+from memocr_jax.agent.prompts import chat_prompt
+from memocr_jax.core.errors import UserError
+from memocr_jax.core.types import TurnKind
+from memocr_jax.models.tokenizer import Tokenizer
 from memocr_jax.sft.lessons import Taught, taught_turn
-from memocr_jax.tokenizer import Tokenizer
-from memocr_jax.types import TurnKind
 from render.views import fit, image_tokens
 
 

@@ -14,16 +14,16 @@ from typing import Literal
 
 import numpy as np
 
+from memocr_jax.agent.agent import Renderer
+from memocr_jax.agent.cloze import make_gap_fill
+from memocr_jax.agent.prompts import Prompt, Templates, draft_prompt, read_prompt, read_text_prompt
 from memocr_jax.config import AgentConfig, WarmupStage
-from memocr_jax.data.settings import SyntheticConfig
+from memocr_jax.config.data import SyntheticConfig
+from memocr_jax.core.errors import UserError
+from memocr_jax.core.rng import host_rng
+from memocr_jax.core.types import Completion, Stop, Turn, TurnKind
 from memocr_jax.data.synthetic import Fact, Split, SyntheticQuestion, SyntheticWorld
-from memocr_jax.errors import UserError
-from memocr_jax.prompts import Prompt, Templates, draft_prompt, read_prompt, read_text_prompt
-from memocr_jax.rl.gap_fill import make_gap_fill
-from memocr_jax.rl.rollout import Renderer
-from memocr_jax.rng import host_rng
-from memocr_jax.tokenizer import Tokenizer
-from memocr_jax.types import Completion, Stop, Turn, TurnKind
+from memocr_jax.models.tokenizer import Tokenizer
 from render.types import MemoryPage
 from render.views import fit, image_tokens
 

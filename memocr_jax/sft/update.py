@@ -12,12 +12,12 @@ import numpy as np
 from flax import nnx
 
 from memocr_jax.config import OptimizerConfig
+from memocr_jax.core.sharding import put_batch
+from memocr_jax.core.types import TrainBatch
 from memocr_jax.rl.optimizer import init_optimizer, make_optimizer
 from memocr_jax.rl.pack import Packing, WeightedTurn, pack_turns
 from memocr_jax.rl.update import token_logp
 from memocr_jax.sft.lessons import Taught
-from memocr_jax.sharding import put_batch
-from memocr_jax.types import TrainBatch
 
 
 class TaughtBatch(NamedTuple):

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from memocr_jax.data.settings import SyntheticConfig
+from memocr_jax.config.data import SyntheticConfig
 from memocr_jax.data.synthetic import SyntheticWorld
 
 

@@ -4,12 +4,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from memocr_jax.answers import normalize
+from memocr_jax.core.errors import UserError
+from memocr_jax.core.normalize import normalize
 from memocr_jax.data.contexts import AnswerFinder, ContextBuilder, cut_middle, split_chunks
 from memocr_jax.data.flashrag import parse_row, read_flashrag, read_pool
 from memocr_jax.data.rows import Paragraph, SourceQuestion
-from memocr_jax.errors import UserError
-from memocr_jax.tokenizer import load_tokenizer
+from memocr_jax.models.tokenizer import load_tokenizer
 
 SMALL = load_tokenizer()
 

@@ -2,8 +2,8 @@ import copy
 
 import pytest
 
+from memocr_jax.core.errors import UserError
 from memocr_jax.data.flashrag import parse_row, read_flashrag, read_pool
-from memocr_jax.errors import UserError
 
 
 def change(row, path, value):

@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from memocr_jax.config.data import DataConfig, SyntheticConfig
+from memocr_jax.core.errors import UserError
 from memocr_jax.data.loader import load_examples, question_order
-from memocr_jax.data.settings import DataConfig, SyntheticConfig
-from memocr_jax.errors import UserError
-from memocr_jax.tokenizer import load_tokenizer
+from memocr_jax.models.tokenizer import load_tokenizer
 
 SMALL = load_tokenizer()
 

@@ -2,8 +2,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from memocr_jax.core.errors import UserError
 from memocr_jax.data.memagent import read_memagent
-from memocr_jax.errors import UserError
 
 
 def row(number, **changes):

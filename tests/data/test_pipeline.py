@@ -3,11 +3,11 @@ import itertools
 import numpy as np
 import pytest
 
+from memocr_jax.config.data import DataConfig, SyntheticConfig
+from memocr_jax.core.errors import UserError
 from memocr_jax.data.loader import load_examples, question_order
 from memocr_jax.data.pipeline import example_stream
-from memocr_jax.data.settings import DataConfig, SyntheticConfig
-from memocr_jax.errors import UserError
-from memocr_jax.tokenizer import load_tokenizer
+from memocr_jax.models.tokenizer import load_tokenizer
 
 
 @pytest.fixture(scope="module")

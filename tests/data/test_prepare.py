@@ -10,13 +10,13 @@ import time
 import numpy as np
 import pytest
 
+from memocr_jax.config.data import DataConfig
+from memocr_jax.core.errors import UserError
 from memocr_jax.data.__main__ import parse_length
 from memocr_jax.data.loader import load_examples
 from memocr_jax.data.prepare import Job, prepare
 from memocr_jax.data.prepared import PreparedQuestions
-from memocr_jax.data.settings import DataConfig
-from memocr_jax.errors import UserError
-from memocr_jax.tokenizer import load_tokenizer
+from memocr_jax.models.tokenizer import load_tokenizer
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from scipy import stats
 
 from memocr_jax.data.flashrag import read_flashrag
 from memocr_jax.data.prepared import PreparedQuestions
-from memocr_jax.tokenizer import load_tokenizer
+from memocr_jax.models.tokenizer import load_tokenizer
 
 NAMES = ("hotpotqa", "2wikimultihopqa", "nq", "triviaqa")
 

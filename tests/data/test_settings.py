@@ -4,13 +4,13 @@ import sys
 
 import pytest
 
-from memocr_jax.data.settings import DataConfig, SyntheticConfig
-from memocr_jax.errors import UserError
+from memocr_jax.config.data import DataConfig, SyntheticConfig
+from memocr_jax.core.errors import UserError
 
 
 def test_importing_the_settings_is_light():
     code = (
-        "import sys, memocr_jax.data.settings; "
+        "import sys, memocr_jax.config.data; "
         "print([m for m in ('numpy', 'jax', 'grain', 'tokenizers', 'transformers') if m in sys.modules])"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
+from memocr_jax.config.data import DataConfig, SyntheticConfig
+from memocr_jax.core.errors import UserError
 from memocr_jax.data.loader import load_examples
 from memocr_jax.data.prepare import Job, prepare
 from memocr_jax.data.prepared import write_shard
-from memocr_jax.data.settings import DataConfig, SyntheticConfig
 from memocr_jax.data.sources import local_file, read_questions
 from memocr_jax.data.synthetic import SyntheticWorld
 from memocr_jax.data.tfds_sources import cut_passages
-from memocr_jax.errors import UserError
-from memocr_jax.tokenizer import load_tokenizer
+from memocr_jax.models.tokenizer import load_tokenizer
 
 
 def articles(number):

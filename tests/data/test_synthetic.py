@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from memocr_jax.data.settings import SyntheticConfig
+from memocr_jax.config.data import SyntheticConfig
 from memocr_jax.data.synthetic import SPLITS, SyntheticWorld, split_of
 from memocr_jax.data.vocabulary import DATES, NUMBERS, RELATIONS, WORDS, name
 

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFont
 
+from memocr_jax.agent.agent import Agent
 from memocr_jax.config import AgentConfig, EvalConfig
+from memocr_jax.core.metrics import Stopwatch
+from memocr_jax.core.types import Completion, QaExample, Stop
 from memocr_jax.evaluation.journal import Journal, write_pages, write_results
 from memocr_jax.evaluation.outputs import write_outputs
-from memocr_jax.metrics import Stopwatch
-from memocr_jax.rl.rollout import Agent
-from memocr_jax.tokenizer import load_tokenizer
-from memocr_jax.types import Completion, QaExample, Stop
+from memocr_jax.models.tokenizer import load_tokenizer
 from render.types import MemoryPage, PageStatus
 from render.views import fit, image_tokens
 

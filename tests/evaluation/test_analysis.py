@@ -12,15 +12,15 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from memocr_jax.analysis.case import case_text, read_case
-from memocr_jax.analysis.density import density
-from memocr_jax.analysis.lengths import lengths
-from memocr_jax.analysis.memories import FinalMemory, read_memories
-from memocr_jax.analysis.robustness import AS_BODY, AS_HEADING, AS_WRITTEN, VARIANTS, inject, robustness
+from memocr_jax.agent.regions import content, in_heading, split_regions
 from memocr_jax.analyze import main
 from memocr_jax.config import EvalConfig
-from memocr_jax.errors import UserError
-from memocr_jax.rl.regions import content, in_heading, split_regions
+from memocr_jax.core.errors import UserError
+from memocr_jax.evaluation.case import case_text, read_case
+from memocr_jax.evaluation.density import density
+from memocr_jax.evaluation.lengths import lengths
+from memocr_jax.evaluation.memories import FinalMemory, read_memories
+from memocr_jax.evaluation.robustness import AS_BODY, AS_HEADING, AS_WRITTEN, VARIANTS, inject, robustness
 
 EVIDENCE = ("Torim keeps an otter.", "The neighbour of Torim is Vek.")
 

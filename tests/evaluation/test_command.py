@@ -166,7 +166,7 @@ def test_interrupted_at_random_and_run_again_it_leaves_the_same(place, whole, by
 
 
 def test_another_evaluation_is_refused_at_once(place, whole, monkeypatch):
-    from memocr_jax.errors import UserError
+    from memocr_jax.core.errors import UserError
     from memocr_jax.evaluate import main
 
     directory, _ = whole

@@ -8,7 +8,7 @@ import json
 import pytest
 
 from memocr_jax.config import Config, EvalConfig, EvalSet, ModelConfig
-from memocr_jax.errors import UserError
+from memocr_jax.core.errors import UserError
 from memocr_jax.evaluate import _fingerprint
 from memocr_jax.evaluation.journal import Journal, write_results
 from render.settings import RenderSettings

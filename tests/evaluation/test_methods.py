@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from memocr_jax.config import EvalConfig
+from memocr_jax.core.types import Completion, Stop
 from memocr_jax.evaluation.methods import (
     KEYS,
     answer_questions,
@@ -19,7 +20,6 @@ from memocr_jax.evaluation.methods import (
     flat_html,
     longest_document,
 )
-from memocr_jax.types import Completion, Stop
 from render.markdown import to_html
 
 METHODS = ("visual memory", "visual without layout", "text memory", "raw history")

@@ -135,7 +135,7 @@ def references(tmp_path_factory):
 def mixed_batch(config: Any) -> dict[str, np.ndarray]:
     """A batch as transformers' processor returns it: text only, one tall image, several images of different
     sizes (wide, one token), images first and last; rows padded on the left and on the right."""
-    from memocr_jax.images import prepare_image
+    from memocr_jax.models.images import prepare_image
 
     rng = np.random.default_rng(7)
     token = config.vision.token_px

@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import memocr_jax
-from memocr_jax.errors import UserError
+from memocr_jax.core.errors import UserError
 from memocr_jax.models.config import Qwen25VLConfig
-from memocr_jax.processor import Processor
-from memocr_jax.tokenizer import SMALL_TOKENIZER, load_tokenizer
+from memocr_jax.models.processor import Processor
+from memocr_jax.models.tokenizer import SMALL_TOKENIZER, load_tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from memocr_jax.errors import UserError
+from memocr_jax.core.errors import UserError
 from memocr_jax.models import attention
 
 HEADS, KV_HEADS, DIM = 6, 2, 8

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from memocr_jax.api import logits
 from memocr_jax.config import MeshConfig
+from memocr_jax.core.sharding import make_mesh
+from memocr_jax.engine.api import logits
 from memocr_jax.models.hf_weights import load_params
 from memocr_jax.models.qwen25_vl import abstract_model
-from memocr_jax.sharding import make_mesh
 
 
 def agreement(model, reference, batch):

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from memocr_jax.errors import UserError
+from memocr_jax.core.errors import UserError
 from memocr_jax.models.config import Qwen25VLConfig, TextConfig, VisionConfig
 
 SMALL = Qwen25VLConfig(

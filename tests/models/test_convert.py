@@ -16,13 +16,13 @@ import pytest
 import torch
 
 from memocr_jax import convert
-from memocr_jax.checkpoint import save_run
 from memocr_jax.config import Config, MeshConfig, ModelConfig
-from memocr_jax.errors import UserError
+from memocr_jax.core.errors import UserError
+from memocr_jax.core.sharding import make_mesh
 from memocr_jax.models.check import TOLERANCE, check_checkpoint
 from memocr_jax.models.hf_files import complete_directory, resolve
 from memocr_jax.models.hf_weights import load_params
-from memocr_jax.sharding import make_mesh
+from memocr_jax.rl.resume import save_run
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +101,7 @@ def test_an_export_in_bfloat16_comes_back_bit_for_bit(run_dir, tmp_path):
 FULL_DISK = """
 import sys
 from memocr_jax import convert
-from memocr_jax.errors import run_command
+from memocr_jax.core.errors import run_command
 run_command(lambda: convert.main(["export", "--from", sys.argv[1], "--to", sys.argv[2]]))
 """
 

@@ -15,9 +15,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from memocr_jax.config import MeshConfig
-from memocr_jax.errors import UserError
+from memocr_jax.core.errors import UserError
+from memocr_jax.core.sharding import make_mesh
 from memocr_jax.models.hf_weights import load_params, published_name, save_params
-from memocr_jax.sharding import make_mesh
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 
@@ -175,7 +175,7 @@ from memocr_jax.config import MeshConfig
 from memocr_jax.models.config import Qwen25VLConfig, TextConfig, VisionConfig
 from memocr_jax.models.hf_weights import load_params, save_params
 from memocr_jax.models.qwen25_vl import init_params
-from memocr_jax.sharding import make_mesh
+from memocr_jax.core.sharding import make_mesh
 
 config = Qwen25VLConfig(
     text=TextConfig(vocab_size=16384, hidden_size=512, intermediate_size=4096, num_hidden_layers=6,

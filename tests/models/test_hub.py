@@ -66,7 +66,7 @@ def hub(references):
 CODE = """
 import os, sys
 os.environ.update(HF_ENDPOINT=sys.argv[1], HF_HOME=sys.argv[2])
-from memocr_jax.errors import UserError
+from memocr_jax.core.errors import UserError
 from memocr_jax.models.config import Qwen25VLConfig
 from memocr_jax.models.hf_files import resolve
 try:

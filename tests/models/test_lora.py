@@ -12,14 +12,14 @@ from flax import nnx
 from safetensors.numpy import load_file
 
 from memocr_jax import convert
-from memocr_jax.checkpoint import Checkpoints, Meta
 from memocr_jax.config import Config, LoraConfig, MeshConfig, ModelConfig, TrainConfig, save_config
-from memocr_jax.errors import UserError
+from memocr_jax.core.errors import UserError
+from memocr_jax.core.sharding import make_mesh
 from memocr_jax.models import lora
 from memocr_jax.models.hf_weights import load_params
 from memocr_jax.models.qwen25_vl import abstract_model
 from memocr_jax.rl.trainable import Trainable, fingerprint
-from memocr_jax.sharding import make_mesh
+from memocr_jax.runs.checkpoint import Checkpoints, Meta
 
 LORA = LoraConfig(rank=3, alpha=7.0, targets=("q_proj", "v_proj", "o_proj", "up_proj", "down_proj"))
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 from flax import nnx
 
-from memocr_jax import api
 from memocr_jax.config import MeshConfig
+from memocr_jax.core.sharding import make_mesh
+from memocr_jax.engine import api
 from memocr_jax.models.hf_weights import load_params, table
 from memocr_jax.models.qwen25_vl import abstract_model
-from memocr_jax.sharding import make_mesh
 
 CONFIGS = (
     "grouped",

@@ -10,11 +10,11 @@ import pytest
 import torch
 from jax.sharding import AbstractMesh, AxisType
 
-from memocr_jax.errors import UserError
+from memocr_jax.core.errors import UserError
+from memocr_jax.core.sharding import param_shardings
 from memocr_jax.models.config import Qwen25VLConfig
 from memocr_jax.models.hf_weights import published_name, table
 from memocr_jax.models.qwen25_vl import abstract_model
-from memocr_jax.sharding import param_shardings
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "models"
 # Numbers of parameters: those of these configurations, to be compared with the published files when at hand.

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from memocr_jax.errors import UserError
+from memocr_jax.core.errors import UserError
 from memocr_jax.models.config import Qwen25VLConfig
 from memocr_jax.models.rope import mrope_positions, next_position
 

@@ -1,4 +1,4 @@
-"""The commands: `python -m render` and `python -m render.bench`."""
+"""The commands: `python -m render` and `python -m benchmarks.render`."""
 
 import json
 import subprocess
@@ -54,7 +54,7 @@ def test_what_is_wrong_is_one_line(arguments, status, message, tmp_path):
 
 def test_the_benchmark_compares_on_the_same_memories():
     done = run(
-        "render.bench",
+        "benchmarks.render",
         "--pages",
         "24",
         "--upstream-pages",

@@ -6,8 +6,8 @@ import json
 import psutil
 import pytest
 
+from benchmarks.render import make_memory
 from render import RenderPool, RenderSettings
-from render.bench import make_memory
 
 MB = 1 << 20
 

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from memocr_jax.errors import UserError
+from memocr_jax.core.errors import UserError
 from memocr_jax.report import ReportLimits, write_about, write_report
 from memocr_jax.report.curves import draw_curves
 from memocr_jax.report.evaluation import read_evaluation

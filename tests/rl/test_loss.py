@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from memocr_jax.config import Config, ModelConfig, RLConfig, validate
-from memocr_jax.errors import UserError
+from memocr_jax.core.errors import UserError
 from memocr_jax.rl.advantages import group_advantages
 from memocr_jax.rl.loss import Denominators, aggregate, clipped_policy_loss, kl_estimate, policy_loss
 

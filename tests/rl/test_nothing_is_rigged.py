@@ -13,12 +13,12 @@ import jax
 import numpy as np
 import pytest
 
-from memocr_jax.answers import boxed_answer
+from memocr_jax.agent.answers import boxed_answer
+from memocr_jax.agent.system import build_system
 from memocr_jax.config import load_config
+from memocr_jax.core.types import READ_KINDS, TurnKind
 from memocr_jax.data.loader import load_examples
 from memocr_jax.rl.step import rollout, weighted_turns
-from memocr_jax.system import build_system
-from memocr_jax.types import READ_KINDS, TurnKind
 from render import RenderPool, RenderSettings
 from render.views import fit
 

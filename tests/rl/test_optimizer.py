@@ -8,9 +8,9 @@ import pytest
 from optax.contrib import MuonDimensionNumbers
 
 from memocr_jax.config import OptimizerConfig
+from memocr_jax.core.sharding import param_shardings
 from memocr_jax.models.qwen25_vl import abstract_model
 from memocr_jax.rl.optimizer import abstract_optimizer, init_optimizer, make_optimizer, muon_dimensions
-from memocr_jax.sharding import param_shardings
 
 
 @pytest.fixture(scope="module")

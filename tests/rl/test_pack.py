@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 
+from memocr_jax.core.types import Completion, RowLayout, Stop, Turn, TurnKind
 from memocr_jax.rl.pack import (
     Packing,
     WeightedTurn,
@@ -13,7 +14,6 @@ from memocr_jax.rl.pack import (
     pack_turns,
     save_minibatch,
 )
-from memocr_jax.types import Completion, RowLayout, Stop, Turn, TurnKind
 
 
 def turn(prefix, suffix, tokens, advantage=1.0, image=None, kind=TurnKind.DRAFT):

@@ -2,9 +2,9 @@
 
 import numpy as np
 
+from memocr_jax.agent.agent import Reading
+from memocr_jax.core.types import Completion, QaExample, Stop, Turn, TurnKind
 from memocr_jax.rl.rewards import score_readings
-from memocr_jax.rl.rollout import Reading
-from memocr_jax.types import Completion, QaExample, Stop, Turn, TurnKind
 
 NONE = np.zeros(0, np.int32)
 

@@ -7,13 +7,14 @@ import numpy as np
 import psutil
 import pytest
 
+from memocr_jax.agent.system import build_system
 from memocr_jax.config import EngineConfig, MeshConfig, validate
+from memocr_jax.core.metrics import Stopwatch
+from memocr_jax.core.types import TurnKind
 from memocr_jax.data.loader import load_examples
-from memocr_jax.metrics import Stopwatch
 from memocr_jax.rl.step import rollout, update, weighted_turns
 from memocr_jax.rl.step_metrics import rollout_metrics
-from memocr_jax.system import build_learner, build_system
-from memocr_jax.types import TurnKind
+from memocr_jax.rl.update import build_learner
 from render.types import PageStatus
 
 Q, G = 2, 4

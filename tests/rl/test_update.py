@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from memocr_jax.checkpoint import Checkpoints, Meta
 from memocr_jax.config import EngineConfig, LoraConfig, MeshConfig, OptimizerConfig, RLConfig, SamplingConfig
+from memocr_jax.core.metrics import Stopwatch
+from memocr_jax.core.rng import row_key
+from memocr_jax.core.sharding import make_mesh, put_batch
+from memocr_jax.core.types import Completion, Stop, Turn, TurnKind
 from memocr_jax.engine import Engine, PromptGroup
-from memocr_jax.metrics import Stopwatch
 from memocr_jax.rl.loss import Denominators
 from memocr_jax.rl.pack import Packing, WeightedTurn, pack_turns
 from memocr_jax.rl.update import Learner
-from memocr_jax.rng import row_key
-from memocr_jax.sharding import make_mesh, put_batch
-from memocr_jax.types import Completion, Stop, Turn, TurnKind
+from memocr_jax.runs.checkpoint import Checkpoints, Meta
 
 RL = RLConfig(kl_coef=0.1)
 # A large eps keeps the update nearly linear in the gradient: Adam would blow rounding of tiny gradients up.

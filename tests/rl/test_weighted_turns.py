@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
+from memocr_jax.agent.agent import Memory, Reading
+from memocr_jax.core.types import Completion, Stop, Turn, TurnKind
 from memocr_jax.rl.rewards import Scores
-from memocr_jax.rl.rollout import Memory, Reading
 from memocr_jax.rl.step import Rollout, weighted_turns
-from memocr_jax.types import Completion, Stop, Turn, TurnKind
 
 
 def turn(kind):

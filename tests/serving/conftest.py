@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import uvicorn
 
+from memocr_jax.core.types import Completion, Stop
 from memocr_jax.engine import PromptGroup
 from memocr_jax.serving.app import create_app
-from memocr_jax.types import Completion, Stop
 
 
 class EchoEngine:

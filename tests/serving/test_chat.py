@@ -4,8 +4,8 @@ import numpy as np
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from memocr_jax.models.tokenizer import load_tokenizer
 from memocr_jax.serving.chat import TextStream
-from memocr_jax.tokenizer import load_tokenizer
 
 TOKENIZER = load_tokenizer()
 ALPHABET = "ab日🎉 \ufffd"

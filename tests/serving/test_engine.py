@@ -16,8 +16,8 @@ import numpy as np
 import openai
 import pytest
 
+from memocr_jax.agent.memory_agent import MemoryAgent, open_model
 from memocr_jax.config import SamplingConfig
-from memocr_jax.memory_agent import MemoryAgent, open_model
 from memocr_jax.serve import main
 from memocr_jax.serving.app import ServerSettings
 from memocr_jax.serving.start import start_service
@@ -138,8 +138,8 @@ def test_a_page_can_be_shown_in_a_chat(server):
 
 def test_groups_come_while_others_are_decoded_and_are_handed_out_at_once(run_dir):
     """`more` and `finished` of the engine itself, which the server stands on."""
+    from memocr_jax.core.rng import row_key
     from memocr_jax.engine import PromptGroup
-    from memocr_jax.rng import row_key
 
     model = open_model(run_dir)
     engine = model.engine()
@@ -301,7 +301,7 @@ def test_the_command_serves_and_ends_in_good_order(run_dir, tmp_path):
     ],
 )
 def test_the_command_says_what_is_wrong(run_dir, options, message):
-    from memocr_jax.errors import UserError
+    from memocr_jax.core.errors import UserError
 
     with pytest.raises(UserError, match=message):
         main(["--model", str(run_dir), "--no-warm-up", *options])

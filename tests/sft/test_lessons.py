@@ -8,15 +8,15 @@ from concurrent.futures import Future
 import numpy as np
 import pytest
 
-from memocr_jax.answers import boxed_answer
+from memocr_jax.agent.answers import boxed_answer
+from memocr_jax.agent.cloze import visible_text
+from memocr_jax.agent.prompts import load_templates
 from memocr_jax.config import WarmupStage, load_config
+from memocr_jax.core.errors import UserError
+from memocr_jax.core.types import TurnKind
 from memocr_jax.data.loader import load_examples
-from memocr_jax.errors import UserError
-from memocr_jax.prompts import load_templates
-from memocr_jax.rl.gap_fill import visible_text
+from memocr_jax.models.tokenizer import load_tokenizer
 from memocr_jax.sft.lessons import LessonKind, Lessons, memory_text
-from memocr_jax.tokenizer import load_tokenizer
-from memocr_jax.types import TurnKind
 from render.types import MemoryPage, PageStatus
 from render.views import fit
 

@@ -1,0 +1,1 @@
+"""Benchmarks of memocr_jax: `python -m benchmarks.NAME`, from the root of the repository."""

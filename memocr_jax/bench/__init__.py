@@ -1,1 +1,0 @@
-"""Benchmarks: `python -m memocr_jax.bench NAME`."""

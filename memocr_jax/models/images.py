@@ -1,0 +1,192 @@
+"""Images for the vision tower, on the host with numpy: resize, normalise, cut into patches, group by window.
+
+Patches and grids are those of transformers' `Qwen2VLImageProcessor`. The padded-window layout is ours: a row
+per image, every attention window with all its slots, so that few executables serve every aspect ratio.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int32, UInt8
+
+from memocr_jax.core.errors import UserError
+from memocr_jax.core.types import VisionBatch
+from memocr_jax.models.config import VisionConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageSettings:
+    """What `preprocessor_config.json` says about images."""
+
+    min_pixels: int = 56 * 56
+    """Smaller images are enlarged to at least this area."""
+    max_pixels: int = 28 * 28 * 1280
+    """Larger images are shrunk to at most this area."""
+    mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
+    """Of each channel, over [0, 1] (CLIP's, arXiv 2103.00020)."""
+    std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+
+    @classmethod
+    def from_dict(cls, preprocessor: Mapping[str, Any]) -> ImageSettings:
+        """Read `preprocessor_config.json`: sizes as `size` or, before transformers 5, as min/max_pixels."""
+        size = preprocessor.get("size") or {}
+        values = {
+            "min_pixels": preprocessor.get("min_pixels") or size.get("shortest_edge"),
+            "max_pixels": preprocessor.get("max_pixels") or size.get("longest_edge"),
+            "mean": preprocessor.get("image_mean"),
+            "std": preprocessor.get("image_std"),
+        }
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if v is not None})
+
+
+def smart_resize(height_px: int, width_px: int, token_px: int, settings: ImageSettings) -> tuple[int, int]:
+    """Height and width to which an image is resized: multiples of `token_px`, the area within the limits,
+    the aspect ratio nearly kept. The rule of the published models (Qwen2-VL, arXiv 2409.12191).
+
+    Raises UserError for an image more than 200 times as long as wide.
+    """
+    longer, shorter = max(height_px, width_px), min(height_px, width_px)
+    if shorter < 1 or longer / shorter > 200:
+        raise UserError(f"image of {width_px} x {height_px} px: one side is more than 200 times the other")
+    height, width = (round(side / token_px) * token_px for side in (height_px, width_px))
+    if height * width > settings.max_pixels:
+        shrink = math.sqrt(height_px * width_px / settings.max_pixels)
+        height, width = (
+            max(token_px, math.floor(side / shrink / token_px) * token_px) for side in (height_px, width_px)
+        )
+    elif height * width < settings.min_pixels:
+        grow = math.sqrt(settings.min_pixels / (height_px * width_px))
+        height, width = (math.ceil(side * grow / token_px) * token_px for side in (height_px, width_px))
+    return height, width
+
+
+def resize(image: UInt8[np.ndarray, "H W 3"], config: VisionConfig, settings: ImageSettings) -> np.ndarray:
+    """The image as `Qwen2VLImageProcessor` resizes it (bicubic): u8[h, w, 3]."""
+    height, width = smart_resize(*image.shape[:2], config.token_px, settings)
+    if (height, width) == image.shape[:2]:
+        return image
+    from PIL import Image
+
+    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def prepare_image(
+    image: UInt8[np.ndarray, "H W 3"], config: VisionConfig, settings: ImageSettings = ImageSettings()
+) -> tuple[Float[np.ndarray, "N features"], tuple[int, int]]:
+    """Normalised patches of an image and its grid; the image is taken at its own size (see `resize`).
+
+    Returns:
+        f32[N, features]: merge units in raster order, the patches of a unit together; a patch is channels x
+        frames x rows x columns (a still image is the same frame twice), and (rows, columns) in patches.
+
+    Raises:
+        UserError: not u8[H, W, 3], or a side is no multiple of an image token.
+    """
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise UserError(f"image is {image.dtype}{list(image.shape)}; it must be uint8 [height, width, 3]")
+    _check_sides(*image.shape[:2], config)
+    patch, merge = config.patch_size, config.spatial_merge_size
+    rows, columns = image.shape[0] // patch, image.shape[1] // patch
+    # u8 has 256 values: a table per channel does the arithmetic once, in the order upstream does it.
+    values = (np.arange(256, dtype=np.float64) / 255).astype(np.float32)[:, None]
+    table = (values - np.float32(settings.mean)) / np.float32(settings.std)
+    units = image.reshape(rows // merge, merge, patch, columns // merge, merge, patch, 3)
+    units = units.transpose(0, 3, 1, 4, 6, 2, 5)  # unit row, unit column, row, column, channel, y, x
+    units = table.T[np.arange(3)[:, None, None], units]
+    frames = np.broadcast_to(
+        units[:, :, :, :, :, None], (*units.shape[:5], config.temporal_patch_size, patch, patch)
+    )
+    return frames.reshape(rows * columns, config.patch_features), (rows, columns)
+
+
+def num_windows(height_px: int, width_px: int, config: VisionConfig) -> int:
+    """Attention windows of an image, those cut off at its edges included."""
+    _check_sides(height_px, width_px, config)
+    return math.prod(
+        math.ceil(side / config.token_px / config.window_tokens) for side in (height_px, width_px)
+    )
+
+
+def image_token_count(height_px: int, width_px: int, config: VisionConfig) -> int:
+    """Tokens that an image takes in the text."""
+    _check_sides(height_px, width_px, config)
+    return (height_px // config.token_px) * (width_px // config.token_px)
+
+
+def vision_batch(
+    images: Sequence[UInt8[np.ndarray, "H W 3"]],
+    config: VisionConfig,
+    windows: int | None = None,
+    rows: int | None = None,
+    settings: ImageSettings = ImageSettings(),
+) -> tuple[VisionBatch, list[Int32[np.ndarray, "M"]]]:
+    """`pack_patches` of images at their own sizes."""
+    prepared = [prepare_image(image, config, settings) for image in images]
+    return pack_patches([p for p, _ in prepared], [g for _, g in prepared], config, windows, rows)
+
+
+def pack_patches(
+    patches: Sequence[Float[np.ndarray, "N features"]],
+    grids: Sequence[tuple[int, int]],
+    config: VisionConfig,
+    windows: int | None = None,
+    rows: int | None = None,
+) -> tuple[VisionBatch, list[Int32[np.ndarray, "M"]]]:
+    """Arrange prepared images, one per row, in the padded-window layout.
+
+    Args:
+        patches, grids: per image, as `prepare_image` returns them.
+        windows: windows per row (a bucket), default: as many as the image with the most has.
+        rows: rows of the batch, default: as many as images. The rest is not valid.
+
+    Returns:
+        The batch [rows, windows, window patches, ...] as numpy arrays, and per image the index of each of
+        its tokens, in raster order, into features flattened to [rows * slots, D].
+
+    Raises:
+        UserError: more images than rows or more windows than a row has, or a grid that does not divide.
+    """
+    merge, side = config.spatial_merge_size, config.window_tokens
+    windows_of = [num_windows(r * config.patch_size, c * config.patch_size, config) for r, c in grids]
+    rows = max(len(grids), 1) if rows is None else rows
+    windows = max(windows_of, default=1) if windows is None else windows
+    if len(grids) > rows:
+        raise UserError(f"{len(grids)} images do not fit into {rows} rows")
+    if max(windows_of, default=0) > windows:
+        raise UserError(f"an image has {max(windows_of)} windows; the rows have only {windows}")
+
+    slots_per_row = windows * side**2
+    out = np.zeros((rows, slots_per_row, config.merge_unit, config.patch_features), np.float32)
+    coords = np.zeros((rows, slots_per_row, config.merge_unit, 2), np.int32)
+    valid = np.zeros((rows, slots_per_row, config.merge_unit), bool)
+    within = np.stack(np.divmod(np.arange(config.merge_unit), merge), axis=-1)  # row, column in a merge unit
+    slots = []
+    for row, (image, grid) in enumerate(zip(patches, grids, strict=True)):
+        unit_columns = grid[1] // merge
+        r, c = np.divmod(np.arange(len(image) // config.merge_unit), unit_columns)
+        window = (r // side) * math.ceil(unit_columns / side) + c // side
+        slot = window * side**2 + (r % side) * side + c % side
+        out[row, slot] = image.reshape(-1, config.merge_unit, config.patch_features)
+        coords[row, slot] = np.stack([r, c], axis=-1)[:, None] * merge + within
+        valid[row, slot] = True
+        slots.append((row * slots_per_row + slot).astype(np.int32))
+
+    shape = (rows, windows, config.window_patches)
+    batch = VisionBatch(
+        patches=out.reshape(*shape, config.patch_features),
+        coords=coords.reshape(*shape, 2),
+        valid=valid.reshape(shape),
+    )
+    return batch, slots
+
+
+def _check_sides(height_px: int, width_px: int, config: VisionConfig) -> None:
+    if min(height_px, width_px) < 1 or height_px % config.token_px or width_px % config.token_px:
+        raise UserError(
+            f"image of {width_px} x {height_px} px: both sides must be multiples of {config.token_px} px"
+        )
