@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import tempfile
 import threading
 from collections import OrderedDict
 from pathlib import Path
 
 from render.codec import CodecError, decode_page, encode_page
 from render.errors import RenderError
+from render.files import write_atomically
 from render.types import MemoryPage, PageStatus
 
 _LASTING = {PageStatus.OK, PageStatus.TRUNCATED, PageStatus.MISSING_GLYPHS, PageStatus.EMPTY}
@@ -87,19 +87,14 @@ class PageCache:
 
     def _write(self, page: MemoryPage) -> None:
         path = self._path(page.content_hash)
-        partial = ""
+        data = encode_page(page)
         try:
             path.parent.mkdir(exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as file:
-                partial = file.name
-                size = file.write(encode_page(page))
-            os.replace(partial, path)  # readers see the whole file or none
+            write_atomically(path, data)
         except OSError:  # a full disk costs the cache, not the page
-            if partial:
-                Path(partial).unlink(missing_ok=True)
             return
         with self._lock:
-            self._disk_bytes += size
+            self._disk_bytes += len(data)
             if self._disk_bytes > self._limit:
                 self._prune()
 

@@ -1,4 +1,4 @@
-"""Rooms import downward only (the contract in pyproject.toml), and what must start quickly loads nothing heavy."""
+"""Rooms import downward only (pyproject.toml), and what must start quickly loads nothing heavy."""
 
 from __future__ import annotations
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
@@ -44,6 +43,7 @@ from memocr_jax.models.qwen25_vl import abstract_model
 from memocr_jax.models.safetensors_dir import TensorFiles
 from memocr_jax.runs.checkpoint import Meta, open_checkpoint
 from render import open_renderer
+from render.files import write_atomically
 from render.theme import PIXEL_FIELDS, with_theme_text
 from render.types import MemoryPage
 from render.views import fit
@@ -91,11 +91,9 @@ class Document:
     def save(self, path: str | Path) -> None:
         """Write it as JSON, whole or not at all. Raises UserError when that is impossible."""
         path = Path(path)
-        partial = path.with_name(f"{path.name}.part")
         text = json.dumps({"kind": MEMORY_KIND, **dataclasses.asdict(self)}, ensure_ascii=False, indent=1)
         try:
-            partial.write_text(text + "\n", encoding="utf-8")
-            os.replace(partial, path)
+            write_atomically(path, text + "\n")
         except OSError as error:
             raise UserError(f"{path}: the memory cannot be written ({error.strerror})") from error
 

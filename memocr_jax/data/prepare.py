@@ -13,7 +13,6 @@ import functools
 import hashlib
 import json
 import multiprocessing
-import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,6 +26,7 @@ from memocr_jax.data.prepared import MANIFEST, encode, shard_path, write_metadat
 from memocr_jax.data.rows import Rows, existing_file
 from memocr_jax.data.sources import HUB, TFDS, local_file, read_questions
 from memocr_jax.models.tokenizer import load_tokenizer
+from render.files import PARTIAL, write_atomically
 
 SHARD_QUESTIONS = 16
 """Questions of a shard: what an interruption can cost."""
@@ -224,7 +224,7 @@ def _finish(job: Job, fingerprint: dict[str, Any], rows: Rows, shards: int) -> d
     problems = [*rows.problems, *(problem for report in reports for problem in report["problems"])]
     if not lengths:
         raise UserError(f"--questions: no document could be made (first problem: {problems[0]})")
-    for leftover in folder.rglob("*.unfinished"):  # torn files of killed processes
+    for leftover in folder.rglob(f"*{PARTIAL}"):  # torn files of killed processes
         leftover.unlink()
     card = CARDS.get(job.name)
     licence = job.licence or card.licence
@@ -274,9 +274,7 @@ def _report_path(folder: Path, shard: int) -> Path:
 
 
 def _write_json(path: Path, value: Any) -> None:
-    unfinished = path.with_name(path.name + ".unfinished")
-    unfinished.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(unfinished, path)
+    write_atomically(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
 def _sha256(path: Path) -> str:

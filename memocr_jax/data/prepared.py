@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,7 @@ import numpy as np
 from memocr_jax.core.errors import UserError
 from memocr_jax.data.contexts import LongDocument
 from memocr_jax.data.rows import SourceQuestion
+from render.files import replacing
 
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
@@ -73,15 +73,14 @@ def write_shard(path: Path, records: Iterable[bytes]) -> None:
     """Write records so that `path` either holds all of them or does not exist."""
     from array_record.python.array_record_module import ArrayRecordWriter
 
-    unfinished = path.with_name(path.name + ".unfinished")
-    # One record a group: a document is read alone. Zstandard, for text.
-    writer = ArrayRecordWriter(str(unfinished), "group_size:1,zstd:3")
-    try:
-        for record in records:
-            writer.write(record)
-    finally:
-        writer.close()
-    os.replace(unfinished, path)
+    with replacing(path) as partial:
+        # One record a group: a document is read alone. Zstandard, for text.
+        writer = ArrayRecordWriter(str(partial), "group_size:1,zstd:3")
+        try:
+            for record in records:
+                writer.write(record)
+        finally:
+            writer.close()
 
 
 def write_metadata(

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from memocr_jax.core.errors import UserError
-from memocr_jax.evaluation.journal import replace_file
 from memocr_jax.evaluation.plots import svg
+from render.files import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -20,10 +20,10 @@ def write_analysis(folder: Path, name: str, data: dict[str, Any], figure: Figure
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--to {folder}: cannot be made ({error.strerror})") from None
-    replace_file(folder / f"{name}.json", json.dumps(data, indent=1) + "\n")
-    replace_file(folder / f"{name}.svg", svg(figure))
+    write_atomically(folder / f"{name}.json", json.dumps(data, indent=1) + "\n")
+    write_atomically(folder / f"{name}.svg", svg(figure))
     path = folder / f"{name}.md"
-    replace_file(path, text)
+    write_atomically(path, text)
     return path
 
 

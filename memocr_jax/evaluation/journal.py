@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from memocr_jax.core.errors import UserError
+from render.files import replacing, write_atomically
 from render.types import MemoryPage
 
 FOLDER = "journal"
@@ -52,7 +53,7 @@ class Journal:
             raise UserError(f"--to {self.directory}: cannot be made ({error.strerror})") from None
         path = folder / FINGERPRINT
         if not path.is_file():
-            replace_file(path, json.dumps(fingerprint, indent=1, ensure_ascii=False) + "\n")
+            write_atomically(path, json.dumps(fingerprint, indent=1, ensure_ascii=False) + "\n")
         if self._own.is_file():
             with self._own.open("r+b") as file:
                 file.truncate(_whole(file.read()))
@@ -86,13 +87,6 @@ def require_same(theirs: Mapping[str, Any], ours: Mapping[str, Any], directory: 
             )
 
 
-def replace_file(path: Path, text: str) -> None:
-    """Write a file in one go: a reader, or a kill, never finds half of it."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(text, encoding="utf-8", errors="replace")
-    partial.replace(path)
-
-
 def _whole(data: bytes) -> int:
     """Bytes up to the end of the last whole line."""
     return data.rfind(b"\n") + 1
@@ -107,15 +101,14 @@ def write_pages(directory: Path, pages: Mapping[str, MemoryPage]) -> None:
     for content_hash, page in pages.items():
         path = folder / f"{content_hash}.png"
         if page.pixels is not None and not path.exists():
-            partial = path.with_name(f".{path.name}.{os.getpid()}")
-            Image.fromarray(page.pixels).save(partial, format="PNG")
-            partial.replace(path)
+            with replacing(path) as partial:
+                Image.fromarray(page.pixels).save(partial, format="PNG")
 
 
 def write_results(directory: Path, entries: Mapping[Place, Mapping[str, Any]]) -> None:
     """Write results.jsonl: a line for each answer, by set, question, sample, method and budget."""
     lines = [_line(result) for entry in entries.values() for result in entry["results"]]
-    replace_file(directory / "results.jsonl", "".join(lines))
+    write_atomically(directory / "results.jsonl", "".join(lines))
 
 
 def _line(result: Mapping[str, Any]) -> str:

@@ -9,9 +9,10 @@ from typing import Any
 
 from memocr_jax.config import EvalConfig
 from memocr_jax.evaluation import plots, tables
-from memocr_jax.evaluation.journal import Place, replace_file
+from memocr_jax.evaluation.journal import Place
 from memocr_jax.evaluation.page import write_page
 from memocr_jax.evaluation.summary import METRICS, READ, summarise
+from render.files import write_atomically
 
 
 def write_outputs(
@@ -36,15 +37,15 @@ def write_outputs(
         {**one, **_about_set([entry for place, entry in entries.items() if place[0] == s])}
         for s, one in enumerate(about["sets"])
     ]
-    replace_file(directory / "summary.json", json.dumps(summary, indent=1) + "\n")
+    write_atomically(directory / "summary.json", json.dumps(summary, indent=1) + "\n")
     for name, write in (("md", tables.markdown), ("csv", tables.comma_separated), ("tex", tables.latex)):
-        replace_file(directory / f"table.{name}", write(summary))
+        write_atomically(directory / f"table.{name}", write(summary))
     folder = directory / "plots"
     folder.mkdir(exist_ok=True)
     for metric in METRICS:
         for name, draw in (("budget", plots.by_budget), ("length", plots.by_length)):
             if (figure := draw(summary, metric)) is not None:
-                replace_file(folder / f"{metric}_by_{name}.svg", plots.svg(figure))
+                write_atomically(folder / f"{metric}_by_{name}.svg", plots.svg(figure))
     write_page(directory, entries, summary, settings)
     return summary
 

@@ -22,11 +22,12 @@ from markupsafe import Markup
 from PIL import Image
 
 from memocr_jax.config import EvalConfig
-from memocr_jax.evaluation.journal import PAGES, Place, replace_file
+from memocr_jax.evaluation.journal import PAGES, Place
 from memocr_jax.evaluation.summary import METRIC_NAMES
 from memocr_jax.evaluation.tables import AVERAGE, paper_table, percent
 from memocr_jax.report.charts import Chart, Series, line_chart
 from memocr_jax.report.page import UNSAFE_CHARACTERS, environment
+from render.files import write_atomically
 from render.views import fit
 
 TEXT_CHARS = 6000
@@ -91,7 +92,7 @@ def write_page(
         )
     )
     path = directory / "report.html"
-    replace_file(path, html)
+    write_atomically(path, html)
     return path
 
 

@@ -31,6 +31,7 @@ from memocr_jax.plan.hlo import Collective, program_cost, second_side
 from memocr_jax.plan.model import Setting, State, limits_of, sharded_bytes
 from memocr_jax.rl.pack import Packing, empty_batch
 from memocr_jax.rl.update import Learner
+from render.files import write_atomically
 
 
 def topology_devices(topology: Topology) -> tuple[list[Any], list[Any]]:
@@ -205,10 +206,7 @@ def compile_program(lowered: Any, topology: Topology, cache: Path | None) -> dic
         known = _compile(lowered)
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
-            partial = path.with_suffix(f".{os.getpid()}")
-            with gzip.open(partial, "wt", encoding="utf-8") as file:
-                json.dump(known, file)
-            partial.replace(path)
+            write_atomically(path, gzip.compress(json.dumps(known).encode()))
     if "text" not in known:
         return known
     text = known.pop("text")

@@ -11,7 +11,6 @@ import base64
 import dataclasses
 import datetime
 import hashlib
-import os
 import re
 from collections.abc import Mapping
 from importlib import resources
@@ -27,6 +26,7 @@ from memocr_jax.report.record import RunRecord, read_run
 from memocr_jax.report.story import read_story
 from memocr_jax.report.trajectories import KIND_NAMES, PictureReader, ShownTurn, select_groups
 from memocr_jax.report.values import finite, short, text, texts
+from render.files import write_atomically
 
 UNSAFE_CHARACTERS = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 """Control characters and lone surrogates: no HTML document may hold them."""
@@ -63,9 +63,7 @@ def write_report(run_dir: Path, limits: ReportLimits | None = None) -> Path:
     """
     record = read_run(Path(run_dir))
     path = record.run_dir / "report.html"
-    partial = path.with_name(f".report.{os.getpid()}.html")
-    partial.write_text(render_report(record, limits or ReportLimits()), encoding="utf-8")
-    partial.replace(path)
+    write_atomically(path, render_report(record, limits or ReportLimits()))
     return path
 
 

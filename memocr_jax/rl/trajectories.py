@@ -16,6 +16,7 @@ from memocr_jax.config import LogConfig
 from memocr_jax.core.types import READ_KINDS, Turn
 from memocr_jax.models.tokenizer import Tokenizer
 from memocr_jax.rl.step import Rollout
+from render.files import write_atomically
 from render.views import image_tokens
 
 
@@ -62,9 +63,7 @@ class _TrajectoryWriter:
         lines.sort(key=lambda line: (line["q"], line["g"]))  # stable: drafts stay before readings
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
         path = self._directory / f"step_{self._step:06d}.jsonl"
-        partial = path.with_suffix(".tmp")
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
+        write_atomically(path, text)
 
     def _draft(self, turn: Turn, memory) -> dict[str, Any]:
         scored = self._result.scores.scored[turn.q, turn.g].any()

@@ -22,6 +22,7 @@ from typing import Any, TextIO
 import jax
 
 from memocr_jax.config import Config, profile_steps
+from render.files import write_atomically
 
 logger = logging.getLogger("memocr_jax")
 
@@ -276,9 +277,7 @@ class Goodput:
     def _write(self) -> None:
         if self._path is None:
             return
-        partial = self._path.with_suffix(".tmp")
-        partial.write_text(json.dumps(self.summary(), indent=1) + "\n", encoding="utf-8")
-        partial.replace(self._path)
+        write_atomically(self._path, json.dumps(self.summary(), indent=1) + "\n")
 
 
 def use_compilation_cache(directory: str) -> None:

@@ -55,7 +55,7 @@ def test_disk_is_shared_bounded_and_forgiving(tmp_path):
         third.put(page(number))
     total = sum(path.stat().st_size for path in tmp_path.glob("*/*"))
     assert total <= 1 << 20
-    assert not list(tmp_path.glob("*/*.part"))
+    assert not list(tmp_path.glob("*/*.tmp"))
 
 
 def test_bad_luck_is_not_remembered_and_zero_switches_off():
