@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import hashlib
-import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from memocr_jax.config import Config, evaluation_sets, parse_command, to_tree
 from memocr_jax.core.errors import UserError, run_command
+from memocr_jax.core.signals import StopSignals, exit_status
 from render.settings import RenderSettings
 
 if TYPE_CHECKING:
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from memocr_jax.agent.system import System
     from memocr_jax.data.loader import Examples
 
-PREEMPTED = 75
-"""Exit status after SIGTERM: start the same command again (EX_TEMPFAIL)."""
 MATTERS = (
     *("run.seed", "model", "tokenizer", "prompts", "engine", "render", "eval"),
     *("agent.memory_format", "agent.draft_max_new_tokens", "agent.read_max_new_tokens"),
@@ -64,22 +62,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     if args.step is not None and args.checkpoint is None:
         raise UserError(f"--step is {args.step}, but no --checkpoint is given; name the run")
-    previous = signal.signal(signal.SIGTERM, _terminate)
-    try:
-        evaluate(config, args.checkpoint, args.step, args.to)
-    except _Terminated:
-        return PREEMPTED
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-    return 0
-
-
-class _Terminated(BaseException):
-    """SIGTERM came."""
-
-
-def _terminate(number: int, frame: object) -> None:
-    raise _Terminated
+    with StopSignals(at_once=True) as stop:
+        try:
+            evaluate(config, args.checkpoint, args.step, args.to)
+        except KeyboardInterrupt:
+            if stop.received is None:
+                raise
+    return exit_status(stop.received)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,7 +141,7 @@ def evaluate(
                 try:
                     with system.agent(progress=progress.stage) as agent:
                         work.do(agent, params, progress)
-                except (KeyboardInterrupt, _Terminated):
+                except KeyboardInterrupt:
                     if is_main():  # what there is so far, for a person; the journal has it all
                         write_results(directory, journal.finished())
                     raise
@@ -381,7 +370,7 @@ class _Progress:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.stop()
-        if self._shown and kind is not None and issubclass(kind, KeyboardInterrupt | _Terminated):
+        if self._shown and kind is not None and issubclass(kind, KeyboardInterrupt):
             done = f"{self._done:,} of {self._total:,} questions are finished"
             self._bar.console.print(f"stopped: {done}; the same command goes on")
 

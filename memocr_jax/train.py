@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from memocr_jax.config import Config, parse_command, to_tree
 from memocr_jax.core.errors import UserError, run_command
+from memocr_jax.core.signals import StopSignals, exit_status
 
 if TYPE_CHECKING:
     from memocr_jax.agent.agent import Agent
@@ -25,9 +25,6 @@ if TYPE_CHECKING:
     from memocr_jax.rl.step import Rollout
     from memocr_jax.rl.update import Learner, TrainState, Update
     from memocr_jax.runs.checkpoint import Checkpoints, Meta
-
-PREEMPTED = 75
-"""Exit status after SIGTERM: saved, start the same command again (EX_TEMPFAIL)."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -135,7 +132,7 @@ def _train(config: Config) -> int:
 
         schedule = Schedule(sample, config.rl.staleness, config.train.steps, next_policy)
         stack.callback(schedule.close)
-        with _StopSignals() as stop:
+        with StopSignals("stopping after this step, with a checkpoint") as stop:
             stopped = None
             while state.step < config.train.steps and stopped is None:
                 step = state.step + 1
@@ -175,7 +172,7 @@ def _train(config: Config) -> int:
         if is_main():
             report = write_report(run_dir)
             progress.finish(run_dir, report, state.step, stopped)
-    return {None: 0, signal.SIGINT: 130, signal.SIGTERM: PREEMPTED}[stopped]
+    return exit_status(stopped)
 
 
 def _alike(config: Config) -> dict[str, Any]:
@@ -406,26 +403,6 @@ class _Validation:
         examples = load_examples(config.data, self._system.tokenizer, "validation")
         count = min(config.validation.questions or len(examples), len(examples))
         return [examples[i] for i in range(jax.process_index(), count, jax.process_count())]
-
-
-class _StopSignals:
-    """Ctrl-C and SIGTERM end the run after the step under way, with a checkpoint; a second one at once."""
-
-    received: int | None = None
-
-    def __enter__(self) -> _StopSignals:
-        self._previous = {s: signal.signal(s, self._receive) for s in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def _receive(self, number: int, _: object) -> None:
-        if self.received is not None:
-            raise KeyboardInterrupt
-        self.received = number
-        print("\nstopping after this step, with a checkpoint (once more: at once)", file=sys.stderr)
 
 
 if __name__ == "__main__":

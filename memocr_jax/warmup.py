@@ -8,7 +8,6 @@ is one that `evaluate`, `ask` and `convert export` take.
 from __future__ import annotations
 
 import contextlib
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,14 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 from memocr_jax.config import Config, WarmupStage, parse_command
 from memocr_jax.core.errors import UserError, run_command
+from memocr_jax.core.signals import StopSignals, exit_status
 from memocr_jax.runs.run_place import is_remote
 
 if TYPE_CHECKING:
     from memocr_jax.sft.lessons import Lessons, Taught
     from memocr_jax.sft.update import TaughtBatch, Teacher
 
-PREEMPTED = 75
-"""Exit status after SIGTERM: saved, start the same command again (EX_TEMPFAIL)."""
 AHEAD = 2
 """Batches that are made before they are asked for."""
 
@@ -113,7 +111,7 @@ def warm_up(config: Config) -> int:
         del params
         log = stack.enter_context(run_directory.RunLog(run_dir, config, done))
         batches = stack.enter_context(contextlib.closing(_ahead(source.batches, done, plan)))
-        stop = stack.enter_context(_StopSignals())
+        stop = stack.enter_context(StopSignals("stopping after this update, with a checkpoint"))
         clock = time.perf_counter()
         for update in range(done + 1, plan.updates + 1):
             state, sums = teacher.update(state, next(batches))
@@ -141,7 +139,7 @@ def warm_up(config: Config) -> int:
                 print(f"stopped after update {update}; the same command continues")
                 break
     print(f"results: {run_dir}")
-    return {None: 0, signal.SIGINT: 130, signal.SIGTERM: PREEMPTED}[stop.received]
+    return exit_status(stop.received)
 
 
 class Plan:
@@ -292,26 +290,6 @@ def _say(update: int, updates: int, metrics: dict[str, Any], seconds: float, eve
         )
         left = (updates - update) * seconds / 60
         print(f"update {update:>5}/{updates}  {shown}  {seconds:.2f} s  left {left:.0f} min", flush=True)
-
-
-class _StopSignals:
-    """Ctrl-C and SIGTERM end the run after the update under way; a second Ctrl-C ends it at once."""
-
-    def __init__(self) -> None:
-        self.received: int | None = None
-
-    def __enter__(self) -> _StopSignals:
-        self._before = {s: signal.signal(s, self._receive) for s in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def _receive(self, number: int, frame: Any) -> None:
-        if self.received == signal.SIGINT == number:
-            raise KeyboardInterrupt
-        self.received = number
-
-    def __exit__(self, *_: Any) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from kubeflow_trainer_api.models.jobset_v1alpha2_job_set import JobsetV1alpha2Jo
 from prometheus_client.parser import text_string_to_metric_families
 
 from memocr_jax.config import parse_command
-from memocr_jax.train import PREEMPTED
+from memocr_jax.core.signals import PREEMPTED
 
 REPOSITORY = Path(__file__).parents[1]
 COMMON = ("--image", "registry.example/memocr:1", "--config", "configs/tiny.yaml")

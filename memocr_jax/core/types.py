@@ -10,6 +10,7 @@ import dataclasses
 import enum
 from typing import NamedTuple
 
+import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int32
 
@@ -98,9 +99,14 @@ class Turn:
         return len(self.prefix) + len(self.suffix)
 
 
+@jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class RowLayout:
-    """Slots of a packed row whose parts are aligned: `prefix`, then `siblings` times `own`. Static."""
+    """Where the parts of a packed row are: `prefix` slots, then `siblings` times `own` slots.
+
+    Each part is padded on its right. A layout is a part of what a program is compiled for, and no array.
+    Kernels whose masks are static need it. A row of one text is a prefix without siblings.
+    """
 
     prefix: int
     siblings: int

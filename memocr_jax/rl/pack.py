@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import jax
 import numpy as np
 
 from memocr_jax.core.buckets import batches, bucket
@@ -16,9 +15,6 @@ from memocr_jax.engine import image_grid, image_rows, most_windows
 from memocr_jax.models.config import Qwen25VLConfig
 from memocr_jax.models.images import vision_batch
 from memocr_jax.models.packing import PackedRows
-
-# A layout is a part of a batch that programs are made for, not a value that they take.
-jax.tree_util.register_static(RowLayout)
 
 
 class WeightedTurn(NamedTuple):
