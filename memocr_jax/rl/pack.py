@@ -63,23 +63,29 @@ def pack_turns(turns: Sequence[WeightedTurn], packing: Packing) -> MiniBatch:
     Turns with the same prefix and image share a row as far as `max_row_tokens` allows. Rows of like size form
     micro-batches of `packing.rows` rows; missing rows are padding. Token ids go in as they were sampled.
     """
+    packed = [_pack_rows(rows, shape, packing) for shape, rows in micro_batches(turns, packing)]
+    lengths = [len(t.turn.completion.tokens) for t in turns]
+    return MiniBatch(packed, sum(lengths), len(turns), max(lengths, default=0))
+
+
+def micro_batches(
+    turns: Sequence[WeightedTurn], packing: Packing
+) -> list[tuple[Shape, list[list[WeightedTurn]]]]:
+    """How `pack_turns` lays out the turns of one mini-batch: every micro-batch's shape and the turns of each
+    of its rows (at most `packing.rows`)."""
     rows = [part for group in _prefix_groups(turns) for part in _split(group, packing)]
     by_shape: dict[Shape, list[list[WeightedTurn]]] = {}
     for row in rows:
         by_shape.setdefault(_shape(row, packing), []).append(row)
-    packed = []
+    found = []
     for shape in sorted(by_shape, reverse=True):
         same = by_shape[shape]
         # Slots that would be padding take rows of smaller shapes instead.
         for smaller in (s for s in sorted(by_shape, reverse=True) if _fits(s, shape)):
             while len(same) % packing.rows and by_shape[smaller]:
                 same.append(by_shape[smaller].pop())
-        packed += [
-            _pack_rows([same[i] for i in chosen], shape, packing)
-            for chosen in batches(len(same), packing.rows)
-        ]
-    lengths = [len(t.turn.completion.tokens) for t in turns]
-    return MiniBatch(packed, sum(lengths), len(turns), max(lengths, default=0))
+        found += [(shape, [same[i] for i in chosen]) for chosen in batches(len(same), packing.rows)]
+    return found
 
 
 def save_minibatch(path: str | Path, minibatch: MiniBatch) -> None:
