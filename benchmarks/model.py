@@ -27,8 +27,9 @@ from benchmarks.timing import Times, alternate, machine, timed, use_cores
 from memocr_jax.config import MeshConfig
 from memocr_jax.core.errors import UserError
 from memocr_jax.core.sharding import make_mesh
+from memocr_jax.core.types import RowLayout
 from memocr_jax.engine import api
-from memocr_jax.models.attention import Implementation, Layout, require_backend
+from memocr_jax.models.attention import Implementation, require_backend
 from memocr_jax.models.cache import cache_from_packed, per_layer
 from memocr_jax.models.config import Qwen25VLConfig, TextConfig, VisionConfig
 from memocr_jax.models.flops import decoder_flops, head_flops, peak_flops, row_pairs, vision_flops
@@ -296,7 +297,7 @@ class _JaxSide:
 
 def _hidden(model: nnx.Module, rows: api.Rows, **options: Any) -> Any:
     """Of rows of one text each: prefixes without siblings."""
-    layout = Layout(prefix=rows.tokens.shape[1], siblings=0, own=1)
+    layout = RowLayout(prefix=rows.tokens.shape[1], siblings=0, own=1)
     return model.hidden(api.embed_rows(model, rows), rows.mrope_pos, rows.segments, layout=layout, **options)
 
 

@@ -14,9 +14,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int32, UInt32
 
-from memocr_jax.core.types import VisionBatch
+from memocr_jax.core.types import RowLayout, VisionBatch
 from memocr_jax.engine.sampling import RowSampling, sample_tokens
-from memocr_jax.models.attention import Layout
 from memocr_jax.models.cache import DecodeCache, split_packed
 
 
@@ -149,7 +148,7 @@ def prefill(
         prompts.mrope_pos.transpose(1, 0, 2),
         prompts.segments,
         return_kv=True,
-        layout=Layout(prefix_slots, siblings, suffix_slots),
+        layout=RowLayout(prefix_slots, siblings, suffix_slots),
     )
     ends = prefix_slots + jnp.arange(siblings) * suffix_slots + jnp.maximum(prompts.suffix_len, 1) - 1
     logits = model.head(jnp.take_along_axis(hidden, ends[:, :, None], axis=1))

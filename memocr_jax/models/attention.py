@@ -7,9 +7,7 @@ Scores and softmax are float32.
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -17,23 +15,23 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int32
 
 from memocr_jax.core.errors import UserError
-from memocr_jax.core.sharding import per_device
+from memocr_jax.core.types import RowLayout
+from memocr_jax.models.attention_cudnn import causal_cudnn, flash_cudnn
+from memocr_jax.models.attention_cudnn import require_internals as require_cudnn
+from memocr_jax.models.attention_parts import (
+    MASKED,
+    default_query_chunk,
+    flash_xla,
+    join_queries,
+    shared_prefix,
+    split_queries,
+)
+from memocr_jax.models.attention_splash import packed_splash
+from memocr_jax.models.attention_splash import require_internals as require_splash
 
 Implementation = Literal["xla", "cudnn", "splash"]
 """What computes rows of known layout: plain operations (runs everywhere), cuDNN's flash attention (GPU), or
 splash attention (TPU). Everything else is plain operations in any case."""
-
-MASKED = -0.7 * float(jnp.finfo(jnp.float32).max)
-"""Score of an invisible key: finite, so a query that sees nothing (padding) gives a number, not NaN."""
-
-
-def default_query_chunk(length: int) -> int:
-    """Queries whose scores exist at once in the XLA path; [heads, L, L] never does.
-
-    Short rows: few enough that scores stay in a processor's cache (512 -> 128 made a forward pass over 512
-    tokens 9% faster on one core). Long rows: large products.
-    """
-    return 128 if length <= 2048 else 512
 
 
 def visible(
@@ -51,25 +49,13 @@ def visible(
     return causal[None] & (keys >= 0) & ((keys == 0) | (keys == queries))
 
 
-class Layout(NamedTuple):
-    """Where the parts of a packed row are, when that is known to the program: [prefix | siblings x own].
-
-    Padding is on the right of each part. Kernels whose masks are static need it. A row of one text is a
-    prefix without siblings.
-    """
-
-    prefix: int
-    siblings: int
-    own: int
-
-
 def packed(
     q: Float[Array, "B L heads dim"],
     k: Float[Array, "B L kv_heads dim"],
     v: Float[Array, "B L kv_heads dim"],
     segments: Int32[Array, "B L"],
     *,
-    layout: Layout | None = None,
+    layout: RowLayout | None = None,
     implementation: Implementation = "xla",
     query_chunk: int | None = None,
     mesh: Mesh | None = None,
@@ -88,7 +74,7 @@ def packed(
     if layout is not None and layout.prefix + layout.siblings * layout.own != length:
         raise ValueError(f"{layout} is not that of rows of {length} slots")
     if layout is not None and implementation == "splash":
-        return _splash(q, k, v, segments, layout, mesh)
+        return packed_splash(q, k, v, segments, layout, mesh)
     if layout is not None and (implementation == "cudnn" or layout.siblings > 1):
         return _by_parts(q, k, v, segments, layout, implementation, query_chunk)
     return _masked(q, k, v, segments, query_chunk)
@@ -102,7 +88,8 @@ def check_implementation(implementation: str) -> None:
 
 
 def require_backend(implementation: str, backend: str, dtype: str) -> None:
-    """Raise UserError when `model.attention` cannot run on this backend (`jax.default_backend()`)."""
+    """Raise UserError when `model.attention` cannot run on this backend (`jax.default_backend()`), or with
+    this version of JAX."""
     needs = {"cudnn": "gpu", "splash": "tpu"}.get(implementation)
     if needs not in (None, backend):
         raise UserError(
@@ -114,6 +101,8 @@ def require_backend(implementation: str, backend: str, dtype: str) -> None:
             f"model.attention is cudnn and model.dtype {dtype}: cuDNN's attention is for bfloat16; change "
             "one of the two"
         )
+    if needs is not None:
+        {"cudnn": require_cudnn, "splash": require_splash}[implementation]()
 
 
 BANDS = 8
@@ -142,8 +131,8 @@ def _masked(q: Array, k: Array, v: Array, segments: Array, query_chunk: int | No
             outputs.append(one(None, (q[:, start:end], segments[:, start:end], start))[1])
         else:
             firsts = start + size * jnp.arange(-(-(end - start) // size))
-            queries = _split(q[:, start:end], size), _split(segments[:, start:end], size), firsts
-            outputs.append(_join(jax.lax.scan(one, None, queries)[1], end - start))
+            parts = (split_queries(x[:, start:end], size) for x in (q, segments))
+            outputs.append(join_queries(jax.lax.scan(one, None, (*parts, firsts))[1], end - start))
     return outputs[0] if len(outputs) == 1 else jnp.concatenate(outputs, axis=1)
 
 
@@ -152,274 +141,39 @@ def _by_parts(
     k: Array,
     v: Array,
     segments: Array,
-    layout: Layout,
+    layout: RowLayout,
     implementation: str,
     query_chunk: int | None,
 ) -> Array:
     """`packed` as three products without a mask of their own: prefix with itself, siblings with the prefix,
     each sibling with itself; the last two merged. No sibling meets another, in K (P + S) S scores instead of
     (P + K S)^2 / 2."""
-    batch, heads_dim, kv_dim = q.shape[0], q.shape[2:], k.shape[2:]
-    prefix, siblings, own = layout
-    kernel = {"xla": _flash_xla, "cudnn": _flash_cudnn}[implementation]
+    batch, heads_dim = q.shape[0], q.shape[2:]
+    prefix, siblings, own = layout.prefix, layout.siblings, layout.own
+    kernel = {"xla": flash_xla, "cudnn": flash_cudnn}[implementation]
     prefix_len = (segments[:, :prefix] >= 0).sum(-1)
     if implementation == "cudnn":
-        first = jax.nn.dot_product_attention(
-            *(x[:, :prefix] for x in (q, k, v)),
-            is_causal=True,
-            query_seq_lengths=prefix_len,
-            key_value_seq_lengths=prefix_len,
-            implementation="cudnn",
-        )
+        first = causal_cudnn(*(x[:, :prefix] for x in (q, k, v)), prefix_len)
     else:
         first = _masked(*(x[:, :prefix] for x in (q, k, v)), segments[:, :prefix], query_chunk)
     if not siblings:
         return first
     own_len = (segments[:, prefix:] >= 0).reshape(batch * siblings, own).sum(-1)
-    apart = lambda x: x[:, prefix:].reshape(batch * siblings, own, *x.shape[2:])  # noqa: E731
+
+    def apart(x: Array) -> Array:
+        return x[:, prefix:].reshape(batch, siblings, own, *x.shape[2:])
+
     rest = shared_prefix(
-        apart(q).reshape(batch, siblings, own, *heads_dim),
+        apart(q),
         k[:, :prefix],
         v[:, :prefix],
         prefix_len,
-        apart(k).reshape(batch, siblings, own, *kv_dim),
-        apart(v).reshape(batch, siblings, own, *kv_dim),
+        apart(k),
+        apart(v),
         own_len.reshape(batch, siblings),
         kernel,
     )
     return jnp.concatenate([first, rest.reshape(batch, siblings * own, *heads_dim)], axis=1)
-
-
-Kernel = Callable[[Array, Array, Array, Array, bool], tuple[Array, Array]]
-"""(q [B T heads dim], k [B S kv_heads dim], v, valid keys i32[B], causal) -> (output [B T heads dim], and the
-log-sum-exp of the scaled scores, f32[B T heads]; very negative where no key is valid)."""
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(7,))
-def shared_prefix(
-    q: Float[Array, "B K S heads dim"],
-    prefix_k: Float[Array, "B P kv_heads dim"],
-    prefix_v: Float[Array, "B P kv_heads dim"],
-    prefix_len: Int32[Array, "B"],
-    own_k: Float[Array, "B K S kv_heads dim"],
-    own_v: Float[Array, "B K S kv_heads dim"],
-    own_len: Int32[Array, "B K"],
-    kernel: Kernel,
-) -> Float[Array, "B K S heads dim"]:
-    """Causal attention of siblings over their shared prefix and themselves, merged by log-sum-exp.
-
-    `kernel` computes the two parts of the forward pass. It need not be differentiable: the merge depends on
-    the log-sum-exp, whose gradient flash kernels leave out (cuDNN's drops it, XLA's form in jax.nn stops it),
-    so the backward pass is written out here. It needs the total log-sum-exp only: with p = exp(s - lse), the
-    gradient of a score is p (dO v - dO O) whichever part the key is in (arXiv 2205.14135, appendix B.2).
-    """
-    return _shared_prefix(q, prefix_k, prefix_v, prefix_len, own_k, own_v, own_len, kernel)[0]
-
-
-def _shared_prefix(q, prefix_k, prefix_v, prefix_len, own_k, own_v, own_len, kernel):
-    batch, siblings, own, heads, dim = q.shape
-    together = q.reshape(batch, siblings * own, heads, dim)
-    far, far_lse = kernel(together, prefix_k, prefix_v, prefix_len, False)
-    flat = lambda x: x.reshape(batch * siblings, *x.shape[2:])  # noqa: E731
-    near, near_lse = kernel(flat(q), flat(own_k), flat(own_v), own_len.reshape(-1), True)
-    near, near_lse = near.reshape(far.shape), near_lse.reshape(far_lse.shape)
-    lse = jnp.logaddexp(far_lse, near_lse)
-    f32 = jnp.float32
-    out = far.astype(f32) * jnp.exp(far_lse - lse)[..., None]
-    out += near.astype(f32) * jnp.exp(near_lse - lse)[..., None]
-    return out.astype(q.dtype).reshape(q.shape), lse
-
-
-def _shared_prefix_forward(q, prefix_k, prefix_v, prefix_len, own_k, own_v, own_len, kernel):
-    out, lse = _shared_prefix(q, prefix_k, prefix_v, prefix_len, own_k, own_v, own_len, kernel)
-    return out, (q, prefix_k, prefix_v, prefix_len, own_k, own_v, own_len, out, lse)
-
-
-def _shared_prefix_backward(kernel, kept, d_out):
-    q, prefix_k, prefix_v, prefix_len, own_k, own_v, own_len, out, lse = kept
-    batch, siblings, own, heads, _ = q.shape
-    delta = (d_out.astype(jnp.float32) * out.astype(jnp.float32)).sum(-1).reshape(lse.shape)
-    row = lambda x: x.reshape(batch, siblings * own, *x.shape[3:])  # noqa: E731
-    far_q, d_prefix_k, d_prefix_v = _part_gradient(
-        row(q), prefix_k, prefix_v, prefix_len, False, lse, row(d_out), delta
-    )
-    flat = lambda x: x.reshape(batch * siblings, *x.shape[2:])  # noqa: E731
-    by_own = lambda x: x.reshape(batch * siblings, own, heads)  # noqa: E731
-    near_q, d_own_k, d_own_v = _part_gradient(
-        flat(q), flat(own_k), flat(own_v), own_len.reshape(-1), True, by_own(lse), flat(d_out), by_own(delta)
-    )
-    d_q = (far_q.reshape(q.shape) + near_q.reshape(q.shape)).astype(q.dtype)
-    like = lambda d, x: d.reshape(x.shape).astype(x.dtype)  # noqa: E731
-    return (
-        d_q,
-        like(d_prefix_k, prefix_k),
-        like(d_prefix_v, prefix_v),
-        None,
-        like(d_own_k, own_k),
-        like(d_own_v, own_v),
-        None,
-    )
-
-
-shared_prefix.defvjp(_shared_prefix_forward, _shared_prefix_backward)
-
-
-def _scores(q: Array, k: Array, valid: Array, causal: bool, first: Array) -> Float[Array, "B kv g q k"]:
-    """Scaled scores of a chunk of queries, whose first is number `first` of its sequence; masked."""
-    batch, count, heads, dim = q.shape
-    kv_heads = k.shape[2]
-    q = q.reshape(batch, count, kv_heads, heads // kv_heads, dim)
-    scores = jnp.einsum("bqhgd,bkhd->bhgqk", q, k, preferred_element_type=jnp.float32) * dim**-0.5
-    keys = jnp.arange(k.shape[1])
-    seen = keys < valid[:, None, None]
-    if causal:
-        seen = seen & (keys <= (first + jnp.arange(count))[:, None])
-    return jnp.where(seen[:, None, None], scores, MASKED)
-
-
-def _split(x: Float[Array, "B T ..."], size: int) -> Float[Array, "n B c ..."]:
-    """Queries in chunks of `size`, for a scan; the last is padded with zeros."""
-    count = -(-x.shape[1] // size)
-    x = jnp.pad(x, [(0, 0), (0, count * size - x.shape[1])] + [(0, 0)] * (x.ndim - 2))
-    return jnp.moveaxis(x.reshape(x.shape[0], count, size, *x.shape[2:]), 1, 0)
-
-
-def _join(x: Float[Array, "n B c ..."], length: int) -> Float[Array, "B T ..."]:
-    x = jnp.moveaxis(x, 0, 1)
-    return x.reshape(x.shape[0], -1, *x.shape[3:])[:, :length]
-
-
-def _flash_xla(q: Array, k: Array, v: Array, valid: Array, causal: bool) -> tuple[Array, Array]:
-    """`Kernel` in plain operations, a few queries at a time."""
-    length = q.shape[1]
-    size = min(length, default_query_chunk(length))
-    firsts = jnp.arange(0, length, size)
-
-    def one(_, chunk):
-        q, first = chunk
-        scores = _scores(q, k, valid, causal, first)
-        top = scores.max(-1, initial=MASKED)
-        weights = jnp.exp(scores - top[..., None])
-        total = weights.sum(-1)
-        out = jnp.einsum("bhgqk,bkhd->bqhgd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
-        # Where no key is valid the scores are all MASKED: the part's share in a merge is 0 or does not count.
-        total = jnp.maximum(total, 1e-30)
-        out = out / jnp.moveaxis(total, 3, 1)[..., None]
-        lse = jnp.moveaxis(top + jnp.log(total), 3, 1)
-        return None, (out.reshape(*q.shape), lse.reshape(*q.shape[:3]))
-
-    _, (out, lse) = jax.lax.scan(one, None, (_split(q, size), firsts))
-    return _join(out, length), _join(lse, length)
-
-
-def _part_gradient(
-    q: Array, k: Array, v: Array, valid: Array, causal: bool, lse: Array, d_out: Array, delta: Array
-) -> tuple[Array, Array, Array]:
-    """Gradients of q, k and v of one part, given the log-sum-exp over all parts; float32."""
-    _, length, heads, dim = q.shape
-    kv_heads, f32 = k.shape[2], jnp.float32
-    size = min(length, default_query_chunk(length))
-    firsts = jnp.arange(0, length, size)
-    grouped = lambda x: x.reshape(*x.shape[:2], kv_heads, heads // kv_heads, *x.shape[3:])  # noqa: E731
-    to_scores = lambda x: jnp.moveaxis(grouped(x), 1, 3)[..., None]  # noqa: E731
-
-    def one(carry, chunk):
-        d_k, d_v = carry
-        q, lse, d_out, delta, first = chunk
-        scores = _scores(q, k, valid, causal, first)
-        weights = jnp.where(scores == MASKED, 0.0, jnp.exp(scores - to_scores(lse)))
-        d_out = grouped(d_out)
-        d_v += jnp.einsum("bhgqk,bqhgd->bkhd", weights.astype(v.dtype), d_out, preferred_element_type=f32)
-        d_weights = jnp.einsum("bqhgd,bkhd->bhgqk", d_out, v, preferred_element_type=f32)
-        d_scores = (weights * (d_weights - to_scores(delta)) * dim**-0.5).astype(q.dtype)
-        d_q = jnp.einsum("bhgqk,bkhd->bqhgd", d_scores, k, preferred_element_type=f32)
-        d_k += jnp.einsum("bhgqk,bqhgd->bkhd", d_scores, grouped(q), preferred_element_type=f32)
-        return (d_k, d_v), d_q.reshape(*q.shape)
-
-    empty = (jnp.zeros(k.shape, f32), jnp.zeros(v.shape, f32))
-    queries = (*(_split(x, size) for x in (q, lse, d_out, delta)), firsts)
-    (d_k, d_v), d_q = jax.lax.scan(one, empty, queries)
-    return _join(d_q, length), d_k, d_v
-
-
-def _flash_cudnn(q: Array, k: Array, v: Array, valid: Array, causal: bool) -> tuple[Array, Array]:
-    """`Kernel` by cuDNN. `jax.nn.dot_product_attention` would round the log-sum-exp to bfloat16 (an error of
-    up to 3% in the weights of a merge), so this calls the function below it, which keeps float32."""
-    from jax._src.cudnn.fused_attention_stablehlo import MaskType, dot_product_attention
-
-    out, lse = dot_product_attention(
-        q,
-        k,
-        v,
-        q_seqlen=jnp.full(q.shape[0], q.shape[1], jnp.int32),
-        # cuDNN divides by the sum of no weights: an empty part reads one key, and is taken out below.
-        kv_seqlen=jnp.maximum(valid, 1).astype(jnp.int32),
-        scale=q.shape[-1] ** -0.5,
-        mask_type=MaskType.PADDING_CAUSAL if causal else MaskType.PADDING,
-        return_residual=True,
-    )
-    lse = jnp.where((valid > 0)[:, None, None], lse.transpose(0, 2, 1), MASKED)
-    return out, lse
-
-
-def _splash(
-    q: Array, k: Array, v: Array, segments: Array, layout: Layout, mesh: Mesh | None, interpret: bool = False
-) -> Array:
-    """`packed` by the TPU's splash attention: one call, blocks that nobody sees are not visited."""
-    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
-    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
-
-    # The kernel takes whole blocks of 128 slots at least: the rest is padding.
-    slots, dim = q.shape[1], q.shape[3]
-    pad = lambda x, value: jnp.pad(  # noqa: E731
-        x, [(0, 0), (0, -slots % 128)] + [(0, 0)] * (x.ndim - 2), constant_values=value
-    )
-    q, k, v, segments = pad(q, 0), pad(k, 0), pad(v, 0), pad(segments, -1)
-    length = q.shape[1]
-    mask = _splash_mask(layout, length)
-    block = max(size for size in (128, 256, 512) if length % size == 0)
-    blocks = splash.BlockSizes(
-        **{f"block_{name}": block for name in ("q", "kv", "q_dkv", "kv_dkv", "q_dq", "kv_dq")}
-    )
-
-    def local(q: Array, k: Array, v: Array, segments: Array) -> Array:
-        batch, _, heads, _ = q.shape
-        kv_heads = k.shape[2]
-        kernel = splash.make_splash_mqa_single_device(
-            masks.MultiHeadMask([mask] * (heads // kv_heads)), block_sizes=blocks, interpret=interpret
-        )
-        grouped = q.reshape(batch, length, kv_heads, heads // kv_heads, dim).transpose(0, 2, 3, 1, 4)
-        # Padding sees padding: every query sees something, and no valid one sees padding.
-        ids = (segments < 0).astype(jnp.int32)
-        ids = splash.SegmentIds(q=ids, kv=ids)
-        by_head = jax.vmap(kernel, in_axes=(0, 0, 0, None))
-        out = jax.vmap(by_head)(grouped * dim**-0.5, k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3), ids)
-        return out.transpose(0, 3, 1, 2, 4).reshape(q.shape)
-
-    return per_device(local, mesh, q.shape[0], k.shape[2])(q, k, v, segments)[:, :slots]
-
-
-@functools.cache
-def _splash_mask(layout: Layout, length: int) -> Any:
-    """The mask of packed rows of `length` slots as a function of indices; it is never written out."""
-    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
-
-    prefix, _, own = layout
-
-    def sees(query: Array, key: Array) -> Array:
-        same = (query - prefix) // own == (key - prefix) // own
-        return (key <= query) & ((key < prefix) | (same & (query >= prefix)))
-
-    class SharedPrefixMask(masks._ComputableMask):
-        """Splash computes such a mask in the kernel; there is no public way to add one."""
-
-        def __eq__(self, other: object) -> bool:
-            return self is other  # made once for each layout
-
-        def __hash__(self) -> int:
-            return hash((layout, length))
-
-    return SharedPrefixMask((length, length), sees)
 
 
 def bidirectional(
@@ -475,7 +229,10 @@ def decode(
     far_top = far.max(-1, keepdims=True, initial=MASKED)
     far = jnp.exp(far - far_top)
     far_out = jnp.einsum("QKhgP,QhPD->QKhgD", far.astype(q.dtype), prefix_v, preferred_element_type=f32)
-    by_row = lambda x: x.reshape(groups * siblings, *x.shape[2:])[place]  # noqa: E731
+
+    def by_row(x: Array) -> Array:
+        return x.reshape(groups * siblings, *x.shape[2:])[place]
+
     far_top, far_total, far_out = by_row(far_top), by_row(far.sum(-1, keepdims=True)), by_row(far_out)
     near_top = near.max(-1, keepdims=True)
     near = jnp.exp(near - near_top)

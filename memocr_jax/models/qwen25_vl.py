@@ -11,8 +11,8 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int32
 
 from memocr_jax.core.sharding import constrain_batch
-from memocr_jax.core.types import VisionBatch
-from memocr_jax.models.attention import Implementation, Layout
+from memocr_jax.core.types import RowLayout, VisionBatch
+from memocr_jax.models.attention import Implementation
 from memocr_jax.models.cache import DecodeCache
 from memocr_jax.models.config import Qwen25VLConfig
 from memocr_jax.models.layers import Linear, Maker, Remat, matmul_t, unstack
@@ -77,7 +77,7 @@ class Qwen25VL(nnx.Module):
         mrope_pos: Int32[Array, "3 B L"],
         segments: Int32[Array, "B L"],
         return_kv: bool = False,
-        layout: Layout | None = None,
+        layout: RowLayout | None = None,
     ) -> Any:
         """Hidden states [B, L, D] after the final norm, of packed rows [prefix | siblings].
 

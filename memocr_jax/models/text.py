@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int32
 
 from memocr_jax.core.sharding import constrain_batch
+from memocr_jax.core.types import RowLayout
 from memocr_jax.models import attention
 from memocr_jax.models.cache import DecodeCache, per_layer
 from memocr_jax.models.config import TextConfig
@@ -89,7 +90,7 @@ class TextModel(nnx.Module):
         mrope_pos: Int32[Array, "3 B L"],
         segments: Int32[Array, "B L"],
         keep: Callable[[Array, Array, Array], Any] = lambda x, k, v: None,
-        layout: attention.Layout | None = None,
+        layout: RowLayout | None = None,
     ) -> tuple[Float[Array, "B L D"], Any]:
         """Final hidden states of packed rows (see `attention.packed`), and what `keep` makes of every
         layer's output [B, L, D], keys and values [B, L, kv_heads, dim], stacked over layers."""

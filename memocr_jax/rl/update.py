@@ -19,7 +19,6 @@ from memocr_jax.config import LoraConfig, OptimizerConfig, RLConfig
 from memocr_jax.core.metrics import Stopwatch
 from memocr_jax.core.sharding import put_batch, replicated
 from memocr_jax.core.types import TrainBatch
-from memocr_jax.models.attention import Layout
 from memocr_jax.rl.loss import Denominators, aggregate, kl_estimate, policy_loss
 from memocr_jax.rl.optimizer import abstract_optimizer, init_optimizer, make_optimizer
 from memocr_jax.rl.pack import MiniBatch, Packing
@@ -64,8 +63,7 @@ def token_logp(
     features = None if batch.vision is None else model.encode_images(batch.vision)
     slots = None if batch.vision is None else batch.image_slots
     embeds = model.embed(batch.tokens, slots, features)
-    layout = None if batch.layout is None else Layout(*dataclasses.astuple(batch.layout))
-    hidden = model.hidden(embeds, batch.mrope_pos.transpose(1, 0, 2), batch.segments, layout=layout)
+    hidden = model.hidden(embeds, batch.mrope_pos.transpose(1, 0, 2), batch.segments, layout=batch.layout)
     hidden = jnp.take_along_axis(hidden, batch.predict_pos[:, :, None], axis=1)
     rows, sampled, width = hidden.shape
     chunk = max(1, min(sampled, chunk_tokens // rows))

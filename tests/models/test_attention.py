@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import jax
@@ -12,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from memocr_jax.core.errors import UserError
-from memocr_jax.models import attention
+from memocr_jax.core.types import RowLayout
+from memocr_jax.models import attention, attention_cudnn, attention_parts, attention_splash
 
 HEADS, KV_HEADS, DIM = 6, 2, 8
 
@@ -96,7 +98,10 @@ def test_decoding_over_two_caches_is_attention_over_both(prefix):
     members = np.array([[4, 0, 2], [1, 5, 6]])
     place = np.array([1, 3, 2, 0, 0, 4])
     rows = len(place)
-    draw = lambda *shape: jnp.asarray(rng.standard_normal(shape), jnp.float32)  # noqa: E731
+
+    def draw(*shape):
+        return jnp.asarray(rng.standard_normal(shape), jnp.float32)
+
     q = draw(rows, HEADS, DIM)
     pk, pv = draw(groups, prefix, KV_HEADS, DIM), draw(groups, prefix, KV_HEADS, DIM)
     sk, sv = (draw(rows, slots, KV_HEADS, DIM) for _ in range(2))
@@ -114,7 +119,7 @@ def test_decoding_over_two_caches_is_attention_over_both(prefix):
         np.testing.assert_allclose(out[row], dense(q[None, row : row + 1], k, v, mask)[0, 0], atol=1e-5)
 
 
-LAYOUT = attention.Layout(prefix=7, siblings=3, own=5)
+LAYOUT = RowLayout(prefix=7, siblings=3, own=5)
 
 
 def layout_rows():
@@ -131,7 +136,8 @@ def layout_rows():
 @pytest.fixture
 def small_chunks(monkeypatch):
     """Several chunks of queries, the last of them padded."""
-    monkeypatch.setattr(attention, "default_query_chunk", lambda length: 4)
+    for module in (attention, attention_parts):
+        monkeypatch.setattr(module, "default_query_chunk", lambda length: 4)
 
 
 def outputs_and_gradients(segments, attend):
@@ -150,7 +156,7 @@ def outputs_and_gradients(segments, attend):
 
 @pytest.mark.parametrize("siblings", [3, 1, 0])
 def test_two_parts_merged_equal_the_packed_mask(siblings, small_chunks):
-    layout = LAYOUT._replace(siblings=siblings)
+    layout = dataclasses.replace(LAYOUT, siblings=siblings)
     segments = layout_rows()[:, : 7 + 5 * siblings]
     expected = outputs_and_gradients(segments, attention.packed)
     # `packed` makes no parts of a group of one or none; the formula must hold all the same.
@@ -170,7 +176,10 @@ def test_the_merge_takes_any_kernel(small_chunks):
         return jax.lax.stop_gradient((out, lse))
 
     rng = np.random.default_rng(8)
-    draw = lambda *shape: jnp.asarray(rng.standard_normal(shape), jnp.float32)  # noqa: E731
+
+    def draw(*shape):
+        return jnp.asarray(rng.standard_normal(shape), jnp.float32)
+
     arrays = [draw(2, 3, 5, HEADS, DIM)] + [draw(2, 7, KV_HEADS, DIM) for _ in range(2)]
     arrays += [draw(2, 3, 5, KV_HEADS, DIM) for _ in range(2)]
     prefix_len, own_len = jnp.array([7, 4]), jnp.array([[5, 2, 3], [1, 5, 3]])
@@ -178,32 +187,34 @@ def test_the_merge_takes_any_kernel(small_chunks):
 
     def loss(arrays, kernel):
         q, pk, pv, ok, ov = arrays
-        out = attention.shared_prefix(q, pk, pv, prefix_len, ok, ov, own_len, kernel)
+        out = attention_parts.shared_prefix(q, pk, pv, prefix_len, ok, ov, own_len, kernel)
         return (jnp.where(valid[..., None, None], out, 0) ** 2).sum()
 
     gradient = jax.jit(jax.value_and_grad(loss), static_argnums=1)
-    ours, theirs = (gradient(arrays, f) for f in (kernel, attention._flash_xla))
+    ours, theirs = (gradient(arrays, f) for f in (kernel, attention_parts.flash_xla))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), ours, theirs)
 
 
 def test_splash_in_its_interpreter():
     """The mask and the layout around the TPU's kernel; the kernel itself runs as plain operations here."""
-    layout = attention.Layout(prefix=47, siblings=2, own=40)
+    layout = RowLayout(prefix=47, siblings=2, own=40)
     segments = np.full((1, 127), -1)
     segments[0, :41], segments[0, 47:87], segments[0, 87:100] = 0, 1, 2
     q, k, v = inputs(np.random.default_rng(9), 1, 127)
-    out = np.asarray(attention._splash(q, k, v, jnp.asarray(segments), layout, None, interpret=True))
+    out = np.asarray(
+        attention_splash.packed_splash(q, k, v, jnp.asarray(segments), layout, None, interpret=True)
+    )
     expected = np.asarray(attention.packed(q, k, v, jnp.asarray(segments)))
     np.testing.assert_allclose(out[segments >= 0], expected[segments >= 0], atol=1e-5)
     assert np.isfinite(out).all()
 
 
 def test_the_splash_mask_is_the_rule_of_packed_rows():
-    mask = attention._splash_mask(LAYOUT, 22)
+    mask = attention_splash.splash_mask(LAYOUT, 22)
     segments = np.array([[0] * 7 + [1] * 5 + [2] * 5 + [3] * 5])
     np.testing.assert_array_equal(mask[:, :], packed_mask(segments)[0])
-    assert mask == attention._splash_mask(LAYOUT, 22), "equal masks of heads are processed once"
-    assert mask != attention._splash_mask(attention.Layout(prefix=2, siblings=2, own=10), 22)
+    assert mask == attention_splash.splash_mask(LAYOUT, 22), "equal masks of heads are processed once"
+    assert mask != attention_splash.splash_mask(RowLayout(prefix=2, siblings=2, own=10), 22)
 
 
 def test_what_cannot_run_is_said():
@@ -219,3 +230,31 @@ def test_what_cannot_run_is_said():
     with pytest.raises(UserError, match=r"cudnn and model\.dtype float32"):
         attention.require_backend("cudnn", "gpu", "float32")
     attention.require_backend("xla", "cpu", "float32")
+    attention.require_backend("cudnn", "gpu", "bfloat16")
+    attention.require_backend("splash", "tpu", "float32")
+
+
+@pytest.mark.parametrize(
+    ("implementation", "backend", "target", "other", "what"),
+    [
+        ("cudnn", "gpu", f"{attention_cudnn._MODULE}.MaskType", None, r"no jax.*\.MaskType"),
+        (
+            *("cudnn", "gpu", f"{attention_cudnn._MODULE}.dot_product_attention"),
+            *(lambda query, key, value, scale: None, r"without the argument q_seqlen"),
+        ),
+        ("splash", "tpu", f"{attention_splash._MASK}._ComputableMask", None, r"no .*\._ComputableMask"),
+        (
+            *("splash", "tpu", f"{attention_splash._KERNEL}.make_splash_mqa_single_device"),
+            *(lambda mask, interpret: None, r"without the argument block_sizes"),
+        ),
+    ],
+)
+def test_a_jax_with_other_internals_is_said(monkeypatch, implementation, backend, target, other, what):
+    if other is None:
+        monkeypatch.delattr(target)
+    else:
+        monkeypatch.setattr(target, other)
+    with pytest.raises(
+        UserError, match=rf"model\.attention is {implementation}, but JAX .* has .*{what}.*to xla"
+    ):
+        attention.require_backend(implementation, backend, "bfloat16")
