@@ -165,7 +165,10 @@ class _Transformers:
 
 def _prompts(model: Qwen25VLConfig, setting: Setting, siblings: int) -> list[PromptGroup]:
     rng = np.random.default_rng(siblings)
-    ids = lambda n: rng.integers(0, model.image_token_id, n).astype(np.int32)  # noqa: E731
+
+    def ids(n):
+        return rng.integers(0, model.image_token_id, n).astype(np.int32)
+
     return [
         PromptGroup(
             ids(setting.prefix),
@@ -188,7 +191,10 @@ def _shared(directory: Path, setting: Setting, siblings: int, repeats: int) -> d
     limits = PromptLimits("unshared", 1, setting.prefix + setting.own - 1, 1, setting.new, groups=len(alone))
     unshared = _Ours(directory, "float32", limits)
     sampling = SamplingConfig(min_new_tokens=setting.new)
-    run = lambda side, prompts: timed(lambda: side.generate(prompts, setting.new, sampling))  # noqa: E731
+
+    def run(side, prompts):
+        return timed(lambda: side.generate(prompts, setting.new, sampling))
+
     one = [c.tokens for group in shared.generate(groups, setting.new, sampling) for c in group]
     other = [c.tokens for group in unshared.generate(alone, setting.new, sampling) for c in group]
     differing = sum(not np.array_equal(a, b) for a, b in zip(one, other, strict=True))

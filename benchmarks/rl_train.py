@@ -112,7 +112,10 @@ def compare(directory: Path, setting: Setting) -> dict[str, Any]:
 def make_turns(config: Qwen25VLConfig, setting: Setting, siblings: int) -> list[WeightedTurn]:
     """Groups with one prefix each and K own suffixes, of random tokens."""
     rng = np.random.default_rng(siblings)
-    ids = lambda n: rng.integers(0, config.image_token_id, n).astype(np.int32)  # noqa: E731
+
+    def ids(n):
+        return rng.integers(0, config.image_token_id, n).astype(np.int32)
+
     prefixes, asked = [ids(setting.prefix) for _ in range(setting.groups)], setting.suffix // 3
     sampled = setting.suffix - asked
     return [

@@ -69,7 +69,10 @@ def test_a_start_that_is_missing_is_said_before_the_other_seeds_run(tmp_path, mo
 def test_shares_of_gold_evidence_and_facts_are_counted_in_the_memories():
     config = load_config("configs/nano.yaml")
     world = SyntheticWorld(config.data.synthetic, config.data.seed, "validation", 3)
-    fact = lambda f: f"{f.person} {f.value}"  # noqa: E731
+
+    def fact(f):
+        return f"{f.person} {f.value}"
+
     entries = []
     for number, question in enumerate(world):
         [gold] = question.evidence

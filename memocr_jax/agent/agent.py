@@ -9,7 +9,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from flax import nnx
@@ -29,6 +29,7 @@ from render.types import MemoryPage
 from render.views import degrade, fit, image_tokens, token_grid
 
 
+@runtime_checkable
 class Renderer(Protocol):
     """What the agent needs of a renderer (`render.RenderPool` or its remote client)."""
 

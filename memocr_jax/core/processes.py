@@ -13,7 +13,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import jax
 import numpy as np
@@ -31,6 +31,7 @@ TASKS_ON_A_HOST = {"slurm": "SLURM_STEP_TASKS_PER_NODE", "mpi": "OMPI_COMM_WORLD
 """Where these launchers say how many tasks share a host ("1", "1(x8)")."""
 
 
+@runtime_checkable
 class ProcessesSettings(Protocol):
     """The section `processes` of the configuration."""
 

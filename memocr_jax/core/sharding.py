@@ -8,7 +8,7 @@ splits heads and channels of a layer (arXiv 1909.08053).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -44,6 +44,7 @@ RULES: dict[str, str | None] = {
 """Logical axis -> mesh axis, or None where it is never split."""
 
 
+@runtime_checkable
 class MeshSizes(Protocol):
     """The section `mesh` of the configuration."""
 
@@ -141,13 +142,19 @@ class LocalCopy:
         self._is_matrix = nnx.map_state(
             lambda _, variable: variable.replace(len({*variable.logical_axes} - {"layers"}) > 1), abstract
         )
-        cast = lambda x, is_matrix: x.astype(dtype) if is_matrix else x  # noqa: E731
+
+        def cast(x, is_matrix):
+            return x.astype(dtype) if is_matrix else x
+
         self._cast = jax.jit(lambda params: jax.tree.map(cast, params, self._is_matrix))
         self._dtype = dtype
 
     def __call__(self, params: nnx.State) -> nnx.State:
         """The process's copy; what has the right layout and type already is not copied."""
-        right = lambda x, is_matrix: x.dtype == self._dtype or not is_matrix  # noqa: E731
+
+        def right(x, is_matrix):
+            return x.dtype == self._dtype or not is_matrix
+
         if not all(jax.tree.leaves(jax.tree.map(right, params, self._is_matrix))):
             params = self._cast(params)
         if self._everywhere is not None:

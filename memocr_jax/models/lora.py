@@ -13,7 +13,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,7 @@ from memocr_jax.core.sharding import param_shardings
 from memocr_jax.models.layers import Adapter, Linear
 
 
+@runtime_checkable
 class LoraSettings(Protocol):
     """The section `lora` of the configuration."""
 

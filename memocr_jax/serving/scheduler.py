@@ -8,7 +8,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -29,6 +29,7 @@ Watch = Callable[[int, np.ndarray], bool]
 """Told (sibling, its tokens so far i32[n]) every few tokens, by the scheduler; False ends that sibling."""
 
 
+@runtime_checkable
 class Sampler(Protocol):
     """What the scheduler needs of `memocr_jax.engine.Engine`."""
 

@@ -42,7 +42,9 @@ def test_both_sides_do_the_same_step_and_are_timed(tmp_path):
 
 
 def test_a_wrong_step_is_not_timed():
-    side = lambda loss, norm: SimpleNamespace(step=lambda: {"loss/total": loss, "grad/norm": norm})  # noqa: E731
+    def side(loss, norm):
+        return SimpleNamespace(step=lambda: {"loss/total": loss, "grad/norm": norm})
+
     bench._require_equal("both", side(0.5, 2.0), side(0.5001, 2.001), "float32")
     for other in (side(0.51, 2.0), side(0.5, 2.1)):
         with pytest.raises(UserError, match=r"both: .* nothing was timed"):

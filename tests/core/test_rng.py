@@ -26,6 +26,8 @@ def test_keys_of_many_rows_do_not_collide():
 
 
 def test_host_streams_are_reproducible_and_apart():
-    draw = lambda *labels: host_rng(7, "gap_fill", *labels).integers(0, 2**31, 4).tolist()  # noqa: E731
+    def draw(*labels):
+        return host_rng(7, "gap_fill", *labels).integers(0, 2**31, 4).tolist()
+
     assert draw(1, "a") == draw(1, "a")
     assert draw(1, "a") != draw(2, "a")

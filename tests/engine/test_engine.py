@@ -169,7 +169,11 @@ def test_a_sample_depends_on_nothing_else_in_the_batch(engine, small_model, tiny
 
     def spy(name, seen):
         wrapped = getattr(_Run, name)
-        both = lambda self, *args: (seen.append(len(args[0])), wrapped(self, *args))[1]  # noqa: E731
+
+        def both(self, *args):
+            seen.append(len(args[0]))
+            return wrapped(self, *args)
+
         monkeypatch.setattr(_Run, name, both)
 
     spy("_insert", inserts)

@@ -133,7 +133,10 @@ def test_interrupted_at_random_and_run_again_it_leaves_the_same(place, whole, by
     by_hand.make_entries(directory, (("nq", "10k"),), 2, pages=False)  # another evaluation: moved aside
     journal = directory / "journal/part-00000.jsonl"
     rng = random.Random(time.time_ns())
-    lines = lambda: journal.read_bytes().count(b"\n") if journal.exists() else 0  # noqa: E731
+
+    def lines():
+        return journal.read_bytes().count(b"\n") if journal.exists() else 0
+
     for number, status, fresh in ((signal.SIGKILL, -9, ["--run.fresh"]), (signal.SIGTERM, 75, [])):
         before, process = 0 if fresh else lines(), start(place, "killed", *fresh)
         deadline = time.monotonic() + 200

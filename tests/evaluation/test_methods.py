@@ -184,7 +184,10 @@ def test_a_page_without_layout_has_the_same_words_in_one_size():
     assert all(
         tag not in flat for tag in ("<h1", "<strong", "<em", "<code", "<th>", "style", "<font", "<small")
     )
-    words = lambda html: "".join(re.sub("<[^>]*>", "", html).split())  # noqa: E731
+
+    def words(html):
+        return "".join(re.sub("<[^>]*>", "", html).split())
+
     assert words(flat) == words(to_html(memory, "markdown"))
     assert flat.count("<li>") == 2 and flat.count("<td>") == 4 and "<p>The answer is 42</p>" in flat
     assert "&lt;script&gt;" in flat_html("# `<script>`") and "<script" not in flat_html(

@@ -154,13 +154,18 @@ def test_a_base_in_bfloat16_is_half_and_its_adapters_learn_the_same(adapters, ti
         tiny_mesh,
         0,
     )
-    size = lambda tree: sum(x.nbytes for x in jax.tree.leaves(tree))  # noqa: E731
+
+    def size(tree):
+        return sum(x.nbytes for x in jax.tree.leaves(tree))
+
     assert 2 * size(half.frozen) == size(whole.frozen)
     assert 2 * size(half.policy(trained)) == size(whole.frozen)
     assert {x.dtype for x in jax.tree.leaves(half.fresh(None))} == {jnp.dtype("float32")}
 
     def gradient(split):
-        loss = lambda trained: jnp.mean(hidden(split.graphdef, split.whole(trained, split.frozen))[..., :7])  # noqa: E731
+        def loss(trained):
+            return jnp.mean(hidden(split.graphdef, split.whole(trained, split.frozen))[..., :7])
+
         return np.concatenate([np.ravel(x) for x in jax.tree.leaves(jax.jit(jax.grad(loss))(trained))])
 
     ours, exact, theirs = map(gradient, (half, as_loaded, whole))

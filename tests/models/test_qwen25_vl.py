@@ -101,7 +101,10 @@ def test_logits_hidden_states_and_gradients_equal_transformers(name, references,
 
     size, length = batch["input_ids"].shape
     valid = batch["attention_mask"].astype(bool)
-    crop = lambda x: np.asarray(x)[..., :size, :length, :][..., valid, :]  # noqa: E731
+
+    def crop(x):
+        return np.asarray(x)[..., :size, :length, :][..., valid, :]
+
     np.testing.assert_allclose(crop(our_logits), logits[valid], atol=2e-4, err_msg="logits")
     for i, layer in enumerate(outputs["layers"]):
         np.testing.assert_allclose(crop(our_layers)[i], layer[valid], atol=2e-4, err_msg=f"decoder layer {i}")

@@ -53,7 +53,10 @@ def test_facts_of_three_words_have_a_token_for_each_on_pages_of_one_height():
     with RenderPool(settings) as pool:
         tall, eight, *rest = (p.pixels for p in pool.render(["# Abel pet toad\n\n" + body, body, " Abel"]))
     assert tall.shape == eight.shape == rest[0].shape == (448, 112, 3)
-    cells = lambda page: page.reshape(16, 28, 4, 28, 3).min(axis=(1, 3, 4)) < 128  # noqa: E731
+
+    def cells(page):
+        return page.reshape(16, 28, 4, 28, 3).min(axis=(1, 3, 4)) < 128
+
     np.testing.assert_array_equal(cells(eight)[:8], [[True, True, True, False]] * 8)
     assert not cells(eight)[8:].any()
     # The heading's three words have a line each, and at a quarter a token row for two of them.

@@ -48,7 +48,10 @@ class RunBuilder:
         with (self.root / "metrics.jsonl").open("w") as file:
             for step in range(1, steps + 1):
                 up = 1 - math.exp(-step / (steps / 2 + 1))
-                noise = lambda scale: float(rng.normal(0, scale))  # noqa: E731
+
+                def noise(scale):
+                    return float(rng.normal(0, scale))
+
                 row = {
                     "step": step,
                     "reward/std": min(1.0, max(0.0, 0.1 + 0.7 * up + noise(0.05))),

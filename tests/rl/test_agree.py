@@ -47,7 +47,10 @@ def test_who_lacks_a_micro_batch_adds_padding(monkeypatch, packing):
     for agreed in (first, second):
         assert [batch_shape(b) for b in agreed.batches] == [text, text, page]
         assert (agreed.tokens, agreed.sequences, agreed.longest) == (12, 5, 6)
-    real = lambda m: [bool(b.advantage.any()) for b in m.batches]  # noqa: E731
+
+    def real(m):
+        return [bool(b.advantage.any()) for b in m.batches]
+
     assert real(first) == [True, True, True] and real(second) == [True, False, False]
     padding = second.batches[2]
     assert (padding.segments == -1).all() and not padding.loss_mask.any() and not padding.vision.valid.any()

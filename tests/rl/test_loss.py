@@ -63,7 +63,10 @@ def test_aggregation_by_hand():
     mask = jnp.array([[True] * 5 + [False]])
     sequence = jnp.array([[0, 0, 1, 1, 1, 0]])
     n = Denominators(jnp.float32(5), jnp.float32(2), jnp.float32(4))
-    value = lambda how: float(aggregate(loss, mask, sequence, n, how))  # noqa: E731
+
+    def value(how):
+        return float(aggregate(loss, mask, sequence, n, how))
+
     assert value("token_mean") == pytest.approx(25 / 5)
     assert value("sequence_mean") == pytest.approx((2 + 7) / 2)
     assert value("constant_length") == pytest.approx(25 / (2 * 4))
@@ -269,7 +272,10 @@ def test_sequence_ratio_has_the_gradient_of_the_turn():
     numeric = [(gspo(logp + d) - gspo(logp - d)) / 2e-6 for d in step]
     with jax.enable_x64(True):
         mask, sequence = np.ones((1, 6), bool), np.zeros((1, 6), int)
-        loss = lambda x: policy_loss(x, old, old, advantage, mask, sequence, rl).loss.sum()  # noqa: E731
+
+        def loss(x):
+            return policy_loss(x, old, old, advantage, mask, sequence, rl).loss.sum()
+
         value, gradient = jax.value_and_grad(loss)(logp)
     assert float(value) == pytest.approx(gspo(logp))
     np.testing.assert_allclose(gradient[0], numeric, rtol=1e-7)

@@ -30,7 +30,10 @@ Q, G = 2, 2
 def nano():
     """The configuration with paths that work from any directory, two questions of two memories."""
     c = load_config(ROOT / "configs/nano.yaml")
-    at_root = lambda section: dataclasses.replace(section, path=str(ROOT / section.path))  # noqa: E731
+
+    def at_root(section):
+        return dataclasses.replace(section, path=str(ROOT / section.path))
+
     return dataclasses.replace(
         c,
         model=at_root(c.model),

@@ -17,7 +17,9 @@ from memocr_jax.rl.pack import (
 
 
 def turn(prefix, suffix, tokens, advantage=1.0, image=None, kind=TurnKind.DRAFT):
-    as_ids = lambda x: np.array(x, np.int32)  # noqa: E731
+    def as_ids(x):
+        return np.array(x, np.int32)
+
     completion = Completion(as_ids(tokens), -np.arange(1, len(tokens) + 1, dtype=np.float32), Stop.EOS)
     return WeightedTurn(Turn(0, 0, kind, as_ids(prefix), as_ids(suffix), image, completion), advantage)
 
@@ -109,7 +111,10 @@ def test_a_minibatch_comes_back_from_its_file(small_model, tmp_path, row_layout)
     assert len(minibatch.batches) == number and {b.vision is None for b in minibatch.batches} == {True, False}
     save_minibatch(tmp_path / "m.npz", minibatch)
     loaded = load_minibatch(tmp_path / "m.npz")
-    counts = lambda m: (m.tokens, m.sequences, m.longest)  # noqa: E731
+
+    def counts(m):
+        return (m.tokens, m.sequences, m.longest)
+
     assert counts(loaded) == counts(minibatch) == (12, 3, 9)
     assert jax.tree.structure(loaded.batches) == jax.tree.structure(minibatch.batches)
     for ours, theirs in zip(jax.tree.leaves(loaded.batches), jax.tree.leaves(minibatch.batches), strict=True):

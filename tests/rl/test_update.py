@@ -27,8 +27,13 @@ SAMPLING = SamplingConfig(top_p=1.0)
 def prompts():
     """Two groups of three drafts, and two pages, one read twice."""
     rng = np.random.default_rng(0)
-    ids = lambda n: rng.integers(8, 200, n).astype(np.int32)  # noqa: E731
-    key = lambda *labels: row_key(0, "t", *labels)  # noqa: E731
+
+    def ids(n):
+        return rng.integers(8, 200, n).astype(np.int32)
+
+    def key(*labels):
+        return row_key(0, "t", *labels)
+
     groups = [
         PromptGroup(ids(9 + 4 * q), tuple(ids(2 + g) for g in range(3)), tuple(key(q, g) for g in range(3)))
         for q in range(2)
@@ -184,7 +189,10 @@ def test_a_step_with_nothing_to_train_changes_nothing(small_model, tiny_mesh):
 def texts():
     """Two questions with a group of two each; the sampler's log-probabilities are far from the model's."""
     rng = np.random.default_rng(5)
-    ids = lambda n: rng.integers(8, 200, n).astype(np.int32)  # noqa: E731
+
+    def ids(n):
+        return rng.integers(8, 200, n).astype(np.int32)
+
     result = []
     for q in range(2):
         prefix = ids(3)

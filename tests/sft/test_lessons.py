@@ -190,7 +190,9 @@ def test_a_later_chunk_comes_with_the_memory_of_those_before():
 
 
 def test_lessons_are_functions_of_seed_split_and_number():
-    tokens = lambda rows: [t.turn.completion.tokens.tolist() for row in rows for t in row]  # noqa: E731
+    def tokens(rows):
+        return [t.turn.completion.tokens.tolist() for row in rows for t in row]
+
     same = tokens(make("lookup", 4))
     assert tokens(make("lookup", 4)) == same
     for other in ({"update": 2}, {"seed": 1}, {"split": "validation"}):
