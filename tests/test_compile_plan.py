@@ -22,6 +22,7 @@ from memocr_jax.plan.model import Program
 from memocr_jax.plan.plan import _use, with_settings
 from memocr_jax.plan.programs import Programs, compile_program, topology_devices
 from memocr_jax.plan.work import kinds_of, windows_of
+from tests.waiting import LIMIT_S
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = str(ROOT / "configs/models/tiny")
@@ -121,7 +122,7 @@ def test_memory_is_what_the_process_takes():
         [sys.executable, "-c", MEASURE.format(root=str(ROOT))],
         capture_output=True,
         text=True,
-        timeout=250,
+        timeout=LIMIT_S,
         env={**os.environ, "JAX_PLATFORMS": "cpu"},
     )
     assert done.returncode == 0, done.stderr
@@ -259,7 +260,7 @@ def test_the_7b_recipe_leaves_a_tenth_of_a_v5e_free(tmp_path):
         capture_output=True,
         text=True,
         cwd=ROOT,
-        timeout=200,
+        timeout=LIMIT_S,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "arithmetic" in done.stdout and "fits: " in done.stdout and "None of these times" in done.stdout
@@ -318,7 +319,7 @@ def test_scale_says_what_more_devices_bring(tmp_path):
         capture_output=True,
         text=True,
         cwd=ROOT,
-        timeout=200,
+        timeout=LIMIT_S,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "cannot run" in done.stdout and "None of these times was measured" in done.stdout
@@ -409,7 +410,7 @@ def test_compiled_for_a_tpu_that_is_not_here(tmp_path):
         capture_output=True,
         text=True,
         cwd=ROOT,
-        timeout=250,
+        timeout=LIMIT_S,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     apply = json.loads((tmp_path / "plan.json").read_text())["executables"]["apply"]

@@ -6,13 +6,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tests.training_runs import ROOT, environment, metrics_of, params_of, write_config
+from tests.waiting import LIMIT_S, wait_until
 
 SCRIPT = str(ROOT / "launch" / "local_multiprocess.sh")
 
@@ -55,17 +55,14 @@ def launch(folder: Path, name: str, *arguments: str) -> subprocess.Popen:
 
 def test_a_killed_process_is_replaced_and_the_run_ends_as_if_nothing_had_happened(folder):
     whole = launch(folder, "whole")
-    output, _ = whole.communicate(timeout=280)
+    output, _ = whole.communicate(timeout=LIMIT_S)
     assert whole.returncode == 0, output
     assert "step    3/3" in output, "process 0 is shown"
 
     killed = launch(folder, "killed")
-    first = folder / "killed" / "checkpoints" / "1"
-    while not first.is_dir():
-        assert killed.poll() is None, killed.communicate()[0]
-        time.sleep(0.05)
+    wait_until((folder / "killed" / "checkpoints" / "1").is_dir, killed)
     os.kill(int((folder / "killed_logs" / "process_1.pid").read_text()), signal.SIGKILL)
-    output, _ = killed.communicate(timeout=280)
+    output, _ = killed.communicate(timeout=LIMIT_S)
     assert killed.returncode == 0, output
     assert "local_multiprocess: start 1 of 5 ended with status 137" in output
 
@@ -78,7 +75,7 @@ def test_a_killed_process_is_replaced_and_the_run_ends_as_if_nothing_had_happene
 
 def test_a_mistake_is_not_tried_again(folder):
     process = launch(folder, "mistake", "--rl.group-size", "0")
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=LIMIT_S)
     assert process.returncode == 2, output
     assert "rl.group_size" in output and "start 1 of" not in output
 

@@ -17,6 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from memocr_jax.config import parse_command
 from memocr_jax.core.signals import PREEMPTED
+from tests.waiting import LIMIT_S
 
 REPOSITORY = Path(__file__).parents[1]
 COMMON = ("--image", "registry.example/memocr:1", "--config", "configs/tiny.yaml")
@@ -31,7 +32,7 @@ def manifests(*arguments: str) -> list[dict[str, Any]]:
 
 def gke(*arguments: str) -> subprocess.CompletedProcess:
     script = str(REPOSITORY / "launch" / "gke.sh")
-    return subprocess.run(["bash", script, *arguments], capture_output=True, text=True, timeout=60)
+    return subprocess.run(["bash", script, *arguments], capture_output=True, text=True, timeout=LIMIT_S)
 
 
 def validate(document: dict[str, Any]) -> None:
@@ -213,7 +214,7 @@ def test_skypilots_own_parser_reads_the_task(tmp_path):
             env=environment,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=LIMIT_S,
         )
 
     done = parsed(SKY.read_text())

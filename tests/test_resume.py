@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from tests.training_runs import WITH_SIGNAL, finish, params_of, start, write_config
+from tests.waiting import wait_until
 
 STEPS = 12
 
@@ -33,12 +34,9 @@ def killed(folder, run_dir, rng, *more, **how) -> int:
     process = start(folder, WITH_SIGNAL, *options(run_dir, *more), **how)
     # From the first seconds of starting up to the middle of the second step to come.
     wanted = lines(folder / run_dir) + int(rng.integers(0, 3)) if rng.random() < 0.8 else -1
-    deadline = time.monotonic() + (250 if wanted >= 0 else float(rng.uniform(1, 15)))
-    while time.monotonic() < deadline and (wanted < 0 or lines(folder / run_dir) < wanted):
-        if process.poll() is not None:
-            break
-        time.sleep(0.02)
-    time.sleep(float(rng.uniform(0, 2)))
+    if wanted >= 0:
+        wait_until(lambda: lines(folder / run_dir) >= wanted or process.poll() is not None)
+    time.sleep(float(rng.uniform(0, 2 if wanted >= 0 else 15)))
     process.kill()
     process.communicate()
     return lines(folder / run_dir)
@@ -71,8 +69,7 @@ def test_a_run_goes_on_with_fewer_devices(folder):
     if not whole.is_dir():
         finish(start(folder, WITH_SIGNAL, *options("whole0")))
     four = start(folder, WITH_SIGNAL, *options("moved", "--mesh.fsdp", 2, "--mesh.tensor", 2), devices=4)
-    while lines(folder / "moved") < 5 and four.poll() is None:
-        time.sleep(0.05)
+    wait_until(lambda: lines(folder / "moved") >= 5, four)
     four.kill()
     four.communicate()
     assert 5 <= lines(folder / "moved") < STEPS

@@ -7,13 +7,14 @@ import sys
 import pytest
 
 from tests.training_runs import ROOT, environment
+from tests.waiting import LIMIT_S
 
 
 def story(run_dir, *arguments):
     command = [sys.executable, "-m", "memocr_jax.story", "--config", "configs/nano.yaml"]
     command += ["--run.dir", str(run_dir), "--eval.questions", "48", "--validation.every-steps", "0"]
     return subprocess.run(
-        [*command, *arguments], cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=280
+        [*command, *arguments], cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=LIMIT_S
     )
 
 

@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -14,6 +13,7 @@ import yaml
 from PIL import Image
 
 from tests.training_runs import ROOT, environment, metrics_of, params_of, write_config
+from tests.waiting import LIMIT_S, wait_until
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def command(workplace, module, *arguments, **options):
         env={**variables, **options},
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=LIMIT_S,
     )
 
 
@@ -128,9 +128,7 @@ def test_a_killed_run_continues_as_if_nothing_had_happened(workplace, finished):
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    deadline = time.monotonic() + 200
-    while not (run_dir / "checkpoints/1").is_dir() and time.monotonic() < deadline:
-        time.sleep(0.05)
+    wait_until((run_dir / "checkpoints/1").is_dir, process)
     process.kill()
     process.wait()
     # An attempt that went further than its checkpoint leaves lines that must not stand twice.
@@ -174,12 +172,10 @@ def test_a_signal_saves_and_exits_with_its_own_status(workplace, number, status)
         stderr=subprocess.STDOUT,
         text=True,
     )
-    deadline = time.monotonic() + 200
     metrics = run_dir / "metrics.jsonl"
-    while not (metrics.exists() and metrics.read_text()) and time.monotonic() < deadline:
-        time.sleep(0.05)
+    wait_until(lambda: metrics.exists() and metrics.read_text(), process)
     process.send_signal(number)
-    output, _ = process.communicate(timeout=100)
+    output, _ = process.communicate(timeout=LIMIT_S)
     assert process.returncode == status, output
     assert "the same command continues" in output
     last = metrics_of(run_dir)[-1]["step"]

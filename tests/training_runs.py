@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import yaml
 
+from tests.waiting import LIMIT_S
+
 ROOT = Path(__file__).resolve().parents[1]
 WITH_SIGNAL = (str(ROOT / "tests" / "train_with_signal.py"),)
 TRAIN = ("-m", "memocr_jax.train")
@@ -74,7 +76,7 @@ def start(folder: Path, what: tuple[str, ...], *arguments, devices: int = 1) -> 
 
 def finish(process: subprocess.Popen, status: int = 0) -> str:
     """Wait for a process and return its output; the test fails when it ends with another status."""
-    output, _ = process.communicate(timeout=280)
+    output, _ = process.communicate(timeout=LIMIT_S)
     assert process.returncode == status, output
     return output
 

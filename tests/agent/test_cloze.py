@@ -133,7 +133,7 @@ def test_words_that_can_be_written_in_two_ways_are_left_alone():
     assert seen == {"alpha", "beta", "gamma"}
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.text(max_size=400), st.integers(0, 2**32 - 1))
 def test_any_text_gives_a_sound_cloze_or_none(memory, seed):
     cloze = draw(seed, memory, window_chars=80)

@@ -22,6 +22,7 @@ from memocr_jax.config import (
     validate,
 )
 from memocr_jax.core.errors import UserError
+from tests.waiting import LIMIT_S
 
 ROOT = Path(__file__).resolve().parents[2]
 # What `train` takes; an ablation (memocr_jax/ablate.py) has settings of its own.
@@ -186,7 +187,7 @@ def test_command_line_mistakes_are_quick_and_light(arguments, words):
         "    print('HEAVY', sorted(heavy), file=sys.stderr)\n"
     )
     command = [sys.executable, "-c", program, "--config", str(ROOT / "configs/tiny.yaml"), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=ROOT)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, cwd=ROOT)
     output = done.stdout + done.stderr
     assert done.returncode == 2, output
     assert all(word in output for word in words), output

@@ -22,6 +22,7 @@ from tests.training_runs import (
     start,
     write_config,
 )
+from tests.waiting import LIMIT_S
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +126,7 @@ def test_a_task_alone_on_its_node_has_all_gpus(tasks, visible):
         env={**os.environ, **variables},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=LIMIT_S,
     )
     assert done.returncode == 0, done.stderr
     assert f"visible {visible}\n" in done.stdout
@@ -171,7 +172,7 @@ def test_two_tasks_join_by_what_their_launcher_says(launcher):
         for task in range(2)
     ]
     for task in tasks:
-        output, _ = task.communicate(timeout=120)
+        output, _ = task.communicate(timeout=LIMIT_S)
         assert task.returncode == 0 and "all [0, 1] devices 2" in output, output
 
 

@@ -108,7 +108,7 @@ def test_lenient_reading_reports_what_was_left_out(rows, write):
     assert len(examples) == 36 and examples.problems == (f"{path}:41: golden_answers: missing",)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(1, 60), st.integers(1, 12), st.integers(0, 5))
 def test_an_epoch_takes_every_question_at_most_once(number, per_step, seed):
     if number < per_step:

@@ -163,7 +163,7 @@ def test_values_are_distinct_within_an_attribute():
         assert all("{who}" in pattern for pattern in kind.questions)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.integers(1, 12), st.integers(0, 6), st.integers(0, 30), st.integers(1, 3), st.integers(1, 8),
     st.integers(5, 80), st.booleans(), st.sampled_from(["terse", "plain", "varied"]), st.sampled_from(SPLITS),

@@ -34,7 +34,7 @@ def sorted_mask(logits, top_k, top_p):
     return mask
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.integers(0, 2**32 - 1),
     st.sampled_from([0, 1, 2, 7, 29]),
@@ -47,7 +47,6 @@ def test_mask_equals_sorting(seed, top_k, top_p, spread):
     np.testing.assert_array_equal(mask, sorted_mask(logits, top_k, top_p))
 
 
-@settings(deadline=None)
 @given(
     st.lists(
         st.lists(st.sampled_from([-np.inf, -1.5, 0.0, 2.0]), min_size=7, max_size=7), min_size=1, max_size=3

@@ -43,7 +43,7 @@ def test_regions_are_headings_and_body():
 
 
 @given(st.text(st.characters(codec=None), max_size=60))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_any_text_has_regions(text):
     for mode in ("markdown", "html"):
         split_regions(text, mode)

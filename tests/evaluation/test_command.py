@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.waiting import LIMIT_S, wait_until
+
 ROOT = Path(__file__).resolve().parents[2]
 METHODS = ["visual memory", "visual without layout", "text memory", "raw history"]
 QUESTIONS, SETS, BUDGETS = 4, 2, (16, 2)
@@ -77,7 +79,7 @@ def start(place, to, *arguments):
 
 
 def finish(process):
-    output, _ = process.communicate(timeout=280)
+    output, _ = process.communicate(timeout=LIMIT_S)
     return process.returncode, output
 
 
@@ -132,23 +134,23 @@ def test_interrupted_at_random_and_run_again_it_leaves_the_same(place, whole, by
     directory = folder / "killed"
     by_hand.make_entries(directory, (("nq", "10k"),), 2, pages=False)  # another evaluation: moved aside
     journal = directory / "journal/part-00000.jsonl"
-    rng = random.Random(time.time_ns())
 
     def lines():
         return journal.read_bytes().count(b"\n") if journal.exists() else 0
 
-    for number, status, fresh in ((signal.SIGKILL, -9, ["--run.fresh"]), (signal.SIGTERM, 75, [])):
+    def interrupt(number, fresh):
         before, process = 0 if fresh else lines(), start(place, "killed", *fresh)
-        deadline = time.monotonic() + 200
-        while (
-            (lines() <= before or (fresh and not (folder / "killed.1").exists()))
-            and process.poll() is None
-            and time.monotonic() < deadline
-        ):
-            time.sleep(0.002)
-        time.sleep(rng.random() * 0.3)
+
+        def begun():
+            return lines() > before and (not fresh or (folder / "killed.1").exists())
+
+        wait_until(lambda: begun() or process.poll() is not None)
+        time.sleep(random.random() * 0.3)
         process.send_signal(number)
-        returned, output = finish(process)
+        return finish(process)
+
+    for number, status, fresh in ((signal.SIGKILL, -9, ["--run.fresh"]), (signal.SIGTERM, 75, [])):
+        returned, output = interrupt(number, fresh)
         assert returned in (status, 0), output  # 0: it was faster
         if returned == 75:
             assert "the same command goes on" in output

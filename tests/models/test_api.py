@@ -173,7 +173,7 @@ parts = st.lists(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     conversations=st.lists(st.lists(parts, min_size=1, max_size=3), min_size=1, max_size=3),
     side=st.sampled_from(["left", "right"]),

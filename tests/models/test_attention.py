@@ -44,7 +44,7 @@ def packed_mask(segments):
     return mask
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     prefix=st.integers(0, 5),
     siblings=st.lists(st.integers(0, 4), max_size=3),

@@ -11,6 +11,8 @@ import threading
 
 import pytest
 
+from tests.waiting import LIMIT_S
+
 SHA = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -80,7 +82,7 @@ except UserError as error:
 def test_a_hub_id_with_its_revision(hub, tmp_path):
     def run(revision):
         command = [sys.executable, "-c", CODE, hub, str(tmp_path), revision]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S)
         return done.stdout.strip() or done.stderr[-2000:]
 
     assert run("v1") == "['config.json', 'generation_config.json', 'model.safetensors'] 320"

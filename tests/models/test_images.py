@@ -30,7 +30,7 @@ def processor():
     return Qwen2VLImageProcessorPil(min_pixels=56 * 56, max_pixels=28 * 28 * 20)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(height=st.integers(8, 300), width=st.integers(8, 300), seed=st.integers(0, 99))
 def test_patches_are_those_of_the_processor_bit_for_bit(processor, height, width, seed):
     image = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
@@ -41,7 +41,7 @@ def test_patches_are_those_of_the_processor_bit_for_bit(processor, height, width
     np.testing.assert_array_equal(patches, theirs["pixel_values"])
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(height=st.integers(1, 20000), width=st.integers(1, 20000), pixels=st.integers(1, 3000))
 def test_smart_resize_is_that_of_transformers(height, width, pixels):
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize as theirs
@@ -69,7 +69,7 @@ def test_windows_and_tokens_counted_by_hand():
     assert num_windows(140, 252, CONFIG) == 6
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     sizes=st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=3),
     extra=st.integers(0, 2),

@@ -32,7 +32,7 @@ pieces = st.lists(
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(pieces=pieces, left=st.integers(0, 3), right=st.integers(0, 3))
 def test_positions_of_any_conversation(get_rope_index, pieces, left, right):
     ids, grids = [], []

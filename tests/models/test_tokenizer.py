@@ -62,7 +62,7 @@ def test_words_of_the_default_world_are_single_entries(small):
     assert np.mean(single) == 1.0
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.text(alphabet=st.characters(exclude_categories=["Cs"])))
 def test_decode_inverts_encode_up_to_nfc(text):
     tokenizer = SMALL

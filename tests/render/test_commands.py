@@ -7,10 +7,12 @@ import sys
 import pytest
 from PIL import Image
 
+from tests.waiting import LIMIT_S
+
 
 def run(*arguments, **kind):
     command = [sys.executable, "-m", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, **kind)
+    return subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, **kind)
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from render import PageStatus, RenderPool, RenderSettings
+from tests.waiting import LIMIT_S, wait_until
 
 FRAGMENTS = (
     "<script>fetch('{url}')</script>",
@@ -178,9 +179,7 @@ def listener():
     listener = Listener()
     # Does it notice anything at all?
     socket.create_connection(("127.0.0.1", int(listener.url.split(":")[2].split("/")[0]))).close()
-    deadline = time.monotonic() + 5
-    while not listener.connections and time.monotonic() < deadline:
-        time.sleep(0.01)
+    wait_until(lambda: listener.connections)
     assert listener.connections == 1
     listener.connections = 0
     yield listener
@@ -195,7 +194,7 @@ def check(inputs, mode, listener, settings=SETTINGS):
         futures = [pool.submit(text) for text in inputs]
         for text, future in zip(inputs, futures, strict=True):
             # An input waits for the others; its own time is limited by the pool. A lost future hangs here.
-            page = future.result(timeout=300)
+            page = future.result(timeout=LIMIT_S)
             counts[page.status] = counts.get(page.status, 0) + 1
             assert isinstance(page.status, PageStatus)
             assert (page.pixels is not None) == (page.status in WITH_PIXELS), (page.status, text[:80])

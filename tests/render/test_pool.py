@@ -18,6 +18,7 @@ from render import PageStatus, RenderError, RenderPool, RenderSettings
 from render import pool as pool_module
 from render.chromium import BrowserGone, find_chromium
 from render.sheet import Sheet
+from tests.waiting import LIMIT_S
 
 SETTINGS = RenderSettings(workers=2, cache_mb=0)
 SLOW = "<div style='column-count:3'>" * 200 + "x y z " * 100
@@ -149,9 +150,9 @@ def test_close_leaves_nothing_and_decides_what_is_waiting():
     futures = [pool.submit(SLOW + str(i)) for i in range(4)]
     time.sleep(0.5)
     pool.close()
-    assert all(future.result(timeout=5).status is PageStatus.FAILED for future in futures)
+    assert all(future.result(timeout=LIMIT_S).status is PageStatus.FAILED for future in futures)
     assert "closed" in futures[-1].result().detail
-    psutil.wait_procs(started, timeout=5)
+    psutil.wait_procs(started, timeout=LIMIT_S)
     assert not [process for process in started if process.is_running()]
     assert leftovers() <= before
     pool.close()
@@ -171,12 +172,12 @@ print("ready", flush=True)
 """
 
 
-def gone(processes, within_s=10.0):
+def gone(processes, within_s=LIMIT_S):
     _, alive = psutil.wait_procs(processes, timeout=within_s)
     return not [p for p in alive if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
 
 
-@pytest.mark.parametrize("end", ["sys.exit(0)", "raise RuntimeError('x')", "time.sleep(60)"])
+@pytest.mark.parametrize("end", ["sys.exit(0)", "raise RuntimeError('x')", "time.sleep(900)"])
 def test_interpreter_exit_leaves_nothing(end):
     script = SCRIPT.format(slow=SLOW, end=end)
     child = subprocess.Popen(
@@ -186,13 +187,13 @@ def test_interpreter_exit_leaves_nothing(end):
     started = browsers(child.pid)
     if "sleep" in end:
         child.send_signal(signal.SIGINT)
-    child.wait(timeout=30)
+    child.wait(timeout=LIMIT_S)
     assert gone(started)
     assert not leftovers(child.pid)
 
 
 def test_sigkill_leaves_no_browser_and_its_files_go_with_the_next_pool():
-    script = SCRIPT.format(slow="y", end="time.sleep(60)")
+    script = SCRIPT.format(slow="y", end="time.sleep(900)")
     child = subprocess.Popen(
         [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
     )

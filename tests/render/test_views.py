@@ -23,7 +23,7 @@ def noise(height, width, seed=0):
 
 
 @given(SIDES, SIDES, BUDGETS)
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=1500)
 @example(1, 5000, 1)
 @example(5000, 1, 4096)
 @example(5000, 5000, 4096)
@@ -36,7 +36,7 @@ def test_grid_stays_within_budget_and_page(height, width, budget):
 
 
 @given(st.integers(1, 1200), st.integers(1, 1200), st.integers(1, 200))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_grid_shows_the_page_as_large_as_any_grid_could(height, width, budget):
     def scale(rows, columns):
         return min(rows * 28 / height, columns * 28 / width, 1.0)
@@ -53,7 +53,7 @@ def test_grid_shows_the_page_as_large_as_any_grid_could(height, width, budget):
 
 
 @given(SIDES, SIDES, BUDGETS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @example(1, 1, 1)
 @example(5000, 1, 4096)
 @example(5000, 5000, 1)
@@ -66,7 +66,7 @@ def test_fit_any_page_any_budget(height, width, budget):
 
 
 @given(SIDES, SIDES, BUDGETS, st.integers(1, 8), st.sampled_from(["shrink", "blur"]))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_degrade_any_page_any_budget(height, width, budget, factor, mode):
     page = blank(height, width)
     full, low = image_tokens(fit(page, budget)), image_tokens(degrade(page, budget, factor, mode))
@@ -77,7 +77,7 @@ def test_degrade_any_page_any_budget(height, width, budget, factor, mode):
 
 
 @given(st.integers(28, 900), st.integers(28, 900), BUDGETS)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_aspect_is_kept_or_padded(height, width, budget):
     # A black page: what is black in the view is the page, what is white would be padding; the padding takes
     # the colour of the page's last pixel, so that one is made white.

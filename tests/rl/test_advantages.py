@@ -63,7 +63,7 @@ def test_nothing_scored_at_all():
     np.testing.assert_array_equal(advantage, 0)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 4), st.integers(2, 9), st.booleans())
 def test_sums_to_zero_over_what_was_scored(seed, q, g, normalize):
     rng = np.random.default_rng(seed)

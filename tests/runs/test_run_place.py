@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import fsspec
@@ -20,6 +19,7 @@ from memocr_jax.core.sharding import abstract_like
 from memocr_jax.runs.checkpoint import Checkpoints, Meta, open_checkpoint
 from memocr_jax.runs.run_place import RunPlace, is_remote
 from tests.training_runs import ROOT, WITH_SIGNAL, environment, metrics_of, params_of, write_config
+from tests.waiting import LIMIT_S, wait_until
 
 FILES = fsspec.filesystem("memory")
 URL = "memory://bucket/runs/a"
@@ -195,20 +195,18 @@ def s3(monkeypatch):
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
     try:
-        deadline = time.monotonic() + 60
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", port), 1).close()
-                break
-            except OSError:
-                assert time.monotonic() < deadline and server.poll() is None
-                time.sleep(0.2)
+
+        def listens():
+            with socket.socket() as probe:
+                return probe.connect_ex(("127.0.0.1", port)) == 0
+
+        wait_until(listens, server)
         files = fsspec.filesystem("s3", use_listings_cache=False)
         files.mkdir("bucket")
         yield files
     finally:
         server.terminate()
-        server.wait(10)
+        server.wait(LIMIT_S)
 
 
 def test_a_run_on_s3_that_is_killed_ends_as_if_nothing_had_happened(s3, tmp_path):
@@ -225,17 +223,15 @@ def test_a_run_on_s3_that_is_killed_ends_as_if_nothing_had_happened(s3, tmp_path
         )
 
     whole = start("--run.dir", "whole")
-    output, _ = whole.communicate(timeout=280)
+    output, _ = whole.communicate(timeout=LIMIT_S)
     assert whole.returncode == 0, output
     url = ("--run.dir", "s3://bucket/runs/a")
     first = start(*url, "--run.staging", "machine1")
-    while not s3.exists("bucket/runs/a/checkpoints/1.complete"):
-        assert first.poll() is None, first.communicate()[0]
-        time.sleep(0.1)
+    wait_until(lambda: s3.exists("bucket/runs/a/checkpoints/1.complete"), first)
     os.kill(first.pid, signal.SIGKILL)
     first.communicate()
     second = start(*url, "--run.staging", "machine2")
-    output, _ = second.communicate(timeout=280)
+    output, _ = second.communicate(timeout=LIMIT_S)
     assert second.returncode == 0, output
     assert "continuing" in output and "s3://bucket/runs/a: worked on in machine2" in output
     s3.get("bucket/runs/a", str(tmp_path / "copy"), recursive=True)

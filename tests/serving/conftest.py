@@ -15,6 +15,7 @@ import uvicorn
 from memocr_jax.core.types import Completion, Stop
 from memocr_jax.engine import PromptGroup
 from memocr_jax.serving.app import create_app
+from tests.waiting import LIMIT_S, wait_until
 
 
 class EchoEngine:
@@ -81,15 +82,13 @@ def running(service):
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     url = f"http://127.0.0.1:{port}"
-    deadline = time.monotonic() + 30
-    while not server.started:
-        assert thread.is_alive() and time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_until(lambda: server.started or not thread.is_alive())
+    assert thread.is_alive()
     try:
         yield url
     finally:
         server.should_exit = True
-        thread.join(30)
+        thread.join(LIMIT_S)
         assert not thread.is_alive(), "the server did not shut down"
 
 
