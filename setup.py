@@ -40,6 +40,7 @@ RENDER = [
     "prometheus-client>=0.21,<1",
     "fonttools>=4.55,<5",
     "pydantic>=2.10,<3",
+    "annotated-types>=0.7,<0.9",  # bounds of settings
 ]
 RUN = [
     "tyro>=1.0,<2",

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from memocr_jax.config import Config, evaluation_sets, parse_command, to_tree
+from memocr_jax.config import Config, answer_settings, evaluation_sets, parse_command
 from memocr_jax.core.errors import UserError, run_command
 from memocr_jax.core.signals import StopSignals, exit_status
 from render.settings import RenderSettings
@@ -26,18 +26,6 @@ if TYPE_CHECKING:
 
     from memocr_jax.agent.system import System
     from memocr_jax.data.loader import Examples
-
-MATTERS = (
-    *("run.seed", "model", "tokenizer", "prompts", "engine", "render", "eval"),
-    *("agent.memory_format", "agent.draft_max_new_tokens", "agent.read_max_new_tokens"),
-)
-"""Sections and settings that decide the answers, `data` apart, which is told set by set."""
-FREE = (
-    *("engine.warm_up", "eval.sets", "eval.bootstrap", "eval.report_questions", "eval.report_mb"),
-    *("render.workers", "render.timeout_s", "render.cache_dir", "render.cache_mb", "render.chromium"),
-    *("render.sandbox", "render.url", "render.token", "render.max_memory_mb"),
-)
-"""Settings of these sections that may differ when an evaluation goes on: they change no answer."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -287,24 +275,14 @@ def _fingerprint(config: Config, weights: dict[str, Any]) -> dict[str, Any]:
     """Everything that the answers depend on, by field name."""
     from render.theme import theme_css
 
-    def flat(tree: dict[str, Any], prefix: str) -> dict[str, Any]:
-        fields: dict[str, Any] = {}
-        for key, value in tree.items():
-            name = prefix + key
-            if name in FREE:
-                continue
-            fields |= flat(value, name + ".") if isinstance(value, dict) else {name: value}
-        return fields
-
-    settings = flat(to_tree(config), "")
-    matter = lambda name: any(name == part or name.startswith(part + ".") for part in MATTERS)  # noqa: E731
-    fields = {**weights, **{name: value for name, value in settings.items() if matter(name)}}
+    fields = {**weights, **answer_settings(config)}
     # A theme is its text, wherever that came from.
     css = hashlib.sha256(theme_css(config.render).encode()).hexdigest()[:16]
     fields = {**fields, "render.theme": css, "render.theme_css": ""}
     for i, (name, length, data) in enumerate(evaluation_sets(config)):
         where = f"eval.sets[{i}]"
-        fields |= {f"{where}.name": name, f"{where}.length": length, **flat(to_tree(data), f"{where}.data.")}
+        fields |= {f"{where}.name": name, f"{where}.length": length}
+        fields |= answer_settings(data, f"{where}.data.", decide=True)
         for field in ("path", "validation_path", "pool_path"):
             fields[f"{where}.data.{field} (contents)"] = _contents(getattr(data, field))
     return fields

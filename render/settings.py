@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Annotated, Literal
 
+from annotated_types import Ge, Interval
+
+from render.bounds import NonNegativeInt, PositiveFloat, PositiveInt, out_of_bounds
 from render.errors import RenderError
 
 TOKEN_PX = 28
 """Side of one visual token in px: 14-px patches merged 2 x 2 (Qwen2.5-VL, arXiv 2502.13923)."""
+
+NO_PIXELS = "changes no pixel"
+"""Mark (`Annotated`) of a setting that two renderers may have otherwise and still draw the same pages."""
 
 MODES = ("markdown", "html")
 
@@ -21,67 +27,54 @@ class RenderSettings:
     """Name of a shipped theme (default, small, upstream) or path of a CSS file."""
     theme_css: str = ""
     """The theme itself, as CSS text, which then counts instead of `theme`: what a checkpoint remembers."""
-    width_px: int = 728
+    width_px: Annotated[int, Interval(ge=TOKEN_PX, le=4096)] = 728
     """Width of the page. Multiples of 28 waste no visual token."""
-    scale: float = 1.0
+    scale: Annotated[float, Interval(ge=0.1, le=10)] = 1.0
     """Zoom of the content within the page: 2 draws everything twice as large on the same width."""
-    margin_px: int = 14
+    margin_px: NonNegativeInt = 14
     """Blank margin on all four sides."""
     shrink: bool = True
     """Whether a page whose longest line is short becomes narrower (rounded up to 28 px)."""
-    max_height_px: int = 8192
+    max_height_px: Annotated[int, Interval(ge=1, le=65_536)] = 8192
     """A page higher than this is cut there and reported as TRUNCATED."""
-    viewport_height_px: int = 0
+    viewport_height_px: NonNegativeInt = 0
     """0 draws whole pages. Otherwise pages are cut at this height, for checkpoints that were trained on
     cut pages: 656 is what upstream's 720-px viewport leaves of a page."""
-    workers: int = 0
+    workers: Annotated[NonNegativeInt, NO_PIXELS] = 0
     """Number of browsers; 0 chooses by the number of CPU cores."""
-    timeout_s: float = 15.0
+    timeout_s: Annotated[PositiveFloat, NO_PIXELS] = 15.0
     """Time limit of one page in the browser, in seconds."""
-    cache_dir: str = ""
+    cache_dir: Annotated[str, NO_PIXELS] = ""
     """Folder of the page cache on disk; empty keeps pages in memory only."""
-    cache_mb: int = 256
+    cache_mb: Annotated[NonNegativeInt, NO_PIXELS] = 256
     """Bound of the page cache in MiB: of the decoded pages in memory and, apart, of the files on disk.
     0 switches the cache off."""
-    max_chars: int = 100_000
+    max_chars: PositiveInt = 100_000
     """Longest memory in characters; a longer one is TOO_LARGE."""
-    max_elements: int = 20_000
+    max_elements: PositiveInt = 20_000
     """Most HTML elements in one memory; more is TOO_LARGE."""
-    max_memory_mb: int = 2048
-    """Limit of the writable memory of each browser process in MiB; a page that needs more is CRASHED."""
-    chromium: str = ""
+    max_memory_mb: Annotated[int, Ge(512), NO_PIXELS] = 2048
+    """Limit of the writable memory of each browser process in MiB; a page that needs more is CRASHED.
+    Chromium itself needs 512."""
+    chromium: Annotated[str, NO_PIXELS] = ""
     """Path of the Chromium executable; empty looks for chromium-headless-shell and chromium on PATH, then
     for Playwright's own."""
-    sandbox: Literal["auto", "on", "off"] = "auto"
+    sandbox: Annotated[Literal["auto", "on", "off"], NO_PIXELS] = "auto"
     """Chromium's own sandbox. auto: on, but for root and where the machine refuses it (no user namespaces),
     which is then said once; on: an error instead."""
-    url: str = ""
+    url: Annotated[str, NO_PIXELS] = ""
     """Address of a running `python -m render.server`; empty renders in this process."""
-    token: str = ""
+    token: Annotated[str, NO_PIXELS] = ""
     """Bearer token that the server at `url` asks for."""
 
     def __post_init__(self) -> None:
-        positive = ("width_px", "scale", "max_height_px", "timeout_s", "max_chars", "max_elements")
-        for name in positive:
-            if not getattr(self, name) > 0:
-                raise RenderError(f"render.{name} is {getattr(self, name)!r}; it must be above 0")
-        for name in ("margin_px", "viewport_height_px", "workers", "cache_mb"):
-            if getattr(self, name) < 0:
-                raise RenderError(f"render.{name} is {getattr(self, name)!r}; it must be 0 or more")
-        if self.max_memory_mb < 512:
-            raise RenderError(f"render.max_memory_mb is {self.max_memory_mb}; Chromium needs at least 512")
+        if message := out_of_bounds(self, "render."):
+            raise RenderError(message)
         if self.width_px - 2 * self.margin_px < TOKEN_PX:
             raise RenderError(
                 f"render.margin_px is {self.margin_px}, which leaves less than {TOKEN_PX} px of"
                 f" render.width_px {self.width_px}; make the margin smaller or the page wider"
             )
-        if self.width_px > 4096 or self.max_height_px > 65_536:
-            raise RenderError(
-                f"render.width_px {self.width_px} x render.max_height_px {self.max_height_px} is above the"
-                " limit of 4096 x 65536"
-            )
-        if not 0.1 <= self.scale <= 10:
-            raise RenderError(f"render.scale is {self.scale}; it must lie in 0.1 .. 10")
         if self.sandbox not in ("auto", "on", "off"):
             raise RenderError(f"render.sandbox is {self.sandbox!r}; it must be auto, on or off")
         if not self.theme:

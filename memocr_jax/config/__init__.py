@@ -3,6 +3,7 @@
 Everything is checked here, before JAX, a tokenizer or a browser is imported. `configs/` holds complete runs.
 """
 
+from memocr_jax.config.answers import answer_settings
 from memocr_jax.config.checks import evaluation_sets, profile_steps, validate
 from memocr_jax.config.command import parse_command
 from memocr_jax.config.sections import (
@@ -58,6 +59,7 @@ __all__ = [
     "ValidationConfig",
     "WarmupConfig",
     "WarmupStage",
+    "answer_settings",
     "evaluation_sets",
     "from_tree",
     "load_config",

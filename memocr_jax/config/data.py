@@ -1,14 +1,17 @@
 """Settings of the data: what is read, how long the documents are, how the synthetic world looks.
 
-Standard library only, so that a config can be checked before anything heavy is imported.
+Nothing heavy is imported, so that a config can be checked before anything heavy is imported.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Annotated, Literal
 
-from memocr_jax.core.errors import UserError, require_at_least
+from annotated_types import Ge
+
+from memocr_jax.core.errors import UserError
+from render.bounds import NonNegativeInt, PositiveInt, out_of_bounds
 
 WORLD_ATTRIBUTES = {"long": 8, "short": 4}
 """Attributes that the synthetic world knows, by `words` (data/vocabulary.py)."""
@@ -23,29 +26,29 @@ SentenceStyle = Literal["terse", "plain", "varied"]
 class SyntheticConfig:
     """The synthetic long-document world (docs/data.md): invented people, their facts, and questions."""
 
-    questions: int = 4096
+    questions: PositiveInt = 4096
     """Training questions; each has a document of its own."""
-    names: int = 200
+    names: Annotated[int, Ge(10)] = 200
     """Invented names that people are drawn from."""
-    attributes: int = 6
+    attributes: PositiveInt = 6
     """Attributes a person can have (the first N of the world's list)."""
-    values: int = 40
+    values: Annotated[int, Ge(5)] = 40
     """Values an attribute can take; at least 5, so that every split has values of its own."""
     numbers: bool = False
     """Also attributes whose values are numbers."""
     dates: bool = False
     """Also attributes whose values are dates."""
-    facts: int = 6
+    facts: PositiveInt = 6
     """Fact sentences a document states about people chosen at random, the evidence included."""
-    distractors: int = 2
+    distractors: NonNegativeInt = 2
     """Further facts that are near misses: the right attribute of somebody else, or another one of theirs."""
-    filler: int = 0
+    filler: NonNegativeInt = 0
     """Sentences that state no fact, spread over the document."""
-    hops_min: int = 1
+    hops_min: PositiveInt = 1
     """Fewest facts that must be chained to answer."""
-    hops_max: int = 2
+    hops_max: PositiveInt = 2
     """Most facts that must be chained to answer; a question's number is drawn uniformly."""
-    chunks: int = 2
+    chunks: NonNegativeInt = 2
     """Chunks of a document, each with about the same number of sentences; no sentence is cut.
     0 = cut by tokens, as a real document is."""
     words: Literal["long", "short"] = "long"
@@ -57,13 +60,8 @@ class SyntheticConfig:
 
     def check(self, field: str = "data.synthetic") -> None:
         """Raise `UserError` for a value that cannot work, naming it as `field`.NAME."""
-        for least, names in {
-            10: ("names",),
-            5: ("values",),
-            1: ("questions", "attributes", "facts", "hops_min"),
-            0: ("distractors", "filler", "chunks"),
-        }.items():
-            require_at_least(least, {f"{field}.{name}": getattr(self, name) for name in names})
+        if message := out_of_bounds(self, f"{field}."):
+            raise UserError(message)
         kinds = WORLD_ATTRIBUTES[self.words]
         if self.attributes > kinds:
             raise UserError(f"{field}.attributes: {self.attributes} is too large; use at most {kinds}")
@@ -72,8 +70,9 @@ class SyntheticConfig:
                 f"{field}.names: {self.names}, but there are {SHORT_NAMES} short names; use at most "
                 f"{SHORT_NAMES} or {field}.words long"
             )
-        require_at_least(self.hops_min, {f"{field}.hops_max": self.hops_max})
-        require_at_least(self.hops_max, {f"{field}.facts": self.facts})
+        for name, least in {"hops_max": self.hops_min, "facts": self.hops_max}.items():
+            if getattr(self, name) < least:
+                raise UserError(f"{field}.{name} is {getattr(self, name)}; use {least} or more")
         sentences = self.facts + self.distractors + self.filler
         if self.chunks > sentences:
             raise UserError(
@@ -104,33 +103,30 @@ class DataConfig:
     pool_path: str = ""
     """JSON lines of further paragraphs (`title`, `text`) to pad documents with; empty = the paragraphs of the
     other questions of the same file."""
-    document_tokens: int = 0
+    document_tokens: NonNegativeInt = 0
     """Length that assembled documents are padded to, in tokens; 0 = as they are."""
-    document_passages: int = 0
+    document_passages: NonNegativeInt = 0
     """Number of passages that assembled documents are padded to; with document_tokens too, the first limit
     that is reached counts. 0 = no limit."""
-    chunk_tokens: int = 5000
+    chunk_tokens: PositiveInt = 5000
     """Tokens of a chunk (arXiv 2601.21468: 5,000)."""
-    max_chunks: int = 8
+    max_chunks: NonNegativeInt = 8
     """Chunks of a document at most; a longer one loses its middle. 0 = no limit (evaluation)."""
-    limit: int = 0
+    limit: NonNegativeInt = 0
     """Use only the first N training questions; 0 = all."""
-    validation_questions: int = 32
+    validation_questions: PositiveInt = 32
     """Questions of the validation split."""
     strict: bool = True
     """Stop at the first malformed row; otherwise skip such rows and report their number."""
-    seed: int = 0
+    seed: NonNegativeInt = 0
     """Seed of the synthetic world, of the choice and order of filler, and of the order of questions."""
     synthetic: SyntheticConfig = dataclasses.field(default_factory=SyntheticConfig)
     """The synthetic world (source `synthetic` only)."""
 
     def check(self, field: str = "data") -> None:
         """Raise `UserError` for a value or a combination that cannot work, naming it as `field`.NAME."""
-        for least, names in {
-            1: ("chunk_tokens", "validation_questions"),
-            0: ("document_tokens", "document_passages", "max_chunks", "limit", "seed"),
-        }.items():
-            require_at_least(least, {f"{field}.{name}": getattr(self, name) for name in names})
+        if message := out_of_bounds(self, f"{field}."):
+            raise UserError(message)
         if self.source == "synthetic":
             self.synthetic.check(f"{field}.synthetic")
         elif not (self.path or self.validation_path):

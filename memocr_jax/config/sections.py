@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from annotated_types import Ge, Interval
+
+from memocr_jax.config.answers import DECIDES_ANSWERS, KEEPS_ANSWERS
 from memocr_jax.config.data import DataConfig
+from render.bounds import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Probability
 from render.settings import RenderSettings
 
 
@@ -16,7 +20,7 @@ class RunConfig:
     config file>."""
     staging: str = ""
     """Folder on this machine in which a run in a bucket is worked on; empty means a temporary one."""
-    seed: int = 0
+    seed: Annotated[NonNegativeInt, DECIDES_ANSWERS] = 0
     """Seed of every random stream of the run."""
     fresh: bool = False
     """Start over: what is in the run directory is moved aside instead of being continued."""
@@ -54,95 +58,95 @@ class PromptsConfig:
 
 @dataclasses.dataclass(frozen=True)
 class AgentConfig:
-    memory_format: Literal["markdown", "html"] = "markdown"
+    memory_format: Annotated[Literal["markdown", "html"], DECIDES_ANSWERS] = "markdown"
     """What the model writes its memory in; selects the prompt and the renderer's mode together."""
-    draft_max_new_tokens: int = 2048
+    draft_max_new_tokens: Annotated[PositiveInt, DECIDES_ANSWERS] = 2048
     """Longest memory, in tokens."""
-    read_max_new_tokens: int = 2048
+    read_max_new_tokens: Annotated[PositiveInt, DECIDES_ANSWERS] = 2048
     """Longest answer, in tokens."""
-    budget_tokens: int = 512
+    budget_tokens: PositiveInt = 512
     """Visual tokens of the full view in training (objectives std and augM)."""
-    low_res_factor: int = 4
+    low_res_factor: PositiveInt = 4
     """The low-resolution view has this many times fewer pixels per side (objective augM)."""
     low_res_mode: Literal["shrink", "blur"] = "shrink"
     """`shrink`: fewer pixels and so fewer tokens, as in the paper; `blur`: blurred at equal size."""
-    gap_fill_window_chars: int = 300
+    gap_fill_window_chars: PositiveInt = 300
     """Length of the memory's text that a cloze shows (objective augQ)."""
-    gap_fill_blanks: int = 3
+    gap_fill_blanks: PositiveInt = 3
     """Words that a cloze leaves out."""
 
 
 @dataclasses.dataclass(frozen=True)
 class SamplingConfig:
-    temperature: float = 1.0
+    temperature: NonNegativeFloat = 1.0
     """Divides the logits; 0 means greedy."""
-    top_p: float = 0.999
+    top_p: Probability = 0.999
     """Sample among the most likely tokens that together have this probability."""
-    top_k: int = 0
+    top_k: NonNegativeInt = 0
     """Sample among this many most likely tokens; 0 means all."""
-    min_new_tokens: int = 0
+    min_new_tokens: NonNegativeInt = 0
     """No stop token is sampled before this many tokens."""
 
 
 @dataclasses.dataclass(frozen=True)
 class EngineConfig:
-    groups: int = 16
+    groups: PositiveInt = 16
     """Prefix groups (one prefix, K siblings) that are decoded together."""
-    length_multiple: int = 128
+    length_multiple: PositiveInt = 128
     """Lengths are padded to a few sizes, the smallest being this."""
-    window_multiple: int = 4
+    window_multiple: PositiveInt = 4
     """An image's attention windows (112 x 112 px) are padded to a few numbers, the smallest being this."""
-    decode_segment: int = 64
+    decode_segment: PositiveInt = 64
     """Most tokens between two looks at which rows have finished."""
-    cache_gib: float = 0.0
+    cache_gib: NonNegativeFloat = 0.0
     """Memory for keys and values on each device, in GiB (2^30 bytes); 0 means that only `groups` limits."""
-    prefill_tokens: int = 8192
+    prefill_tokens: PositiveInt = 8192
     """Prompt tokens that are computed at once, where a group is not longer by itself."""
-    pool_sizes: int = 2
+    pool_sizes: PositiveInt = 2
     """Numbers of rows that decoding is compiled for, each a quarter of the one before: when few rows are
     left, decoding goes on with fewer."""
-    length_sizes: int = 2
+    length_sizes: PositiveInt = 2
     """Lengths that prompts of a kind are padded to when prefilled, each half of the one before."""
-    warm_up: bool = True
+    warm_up: Annotated[bool, KEEPS_ANSWERS] = True
     """Compile every program that sampling needs before the first step. False compiles each when it is needed:
     the first step comes sooner, but a later one may stop to compile."""
-    question_tokens: int = 256
+    question_tokens: PositiveInt = 256
     """Longest question that programs are compiled for ahead; a longer one compiles one of its own."""
-    tensor: int = 1
+    tensor: PositiveInt = 1
     """Devices of a process that share one layer while sampling; the others hold copies."""
-    devices: int = 0
+    devices: NonNegativeInt = 0
     """Devices of each process that only sample, the others only train; 0 means that all do both."""
 
 
 @dataclasses.dataclass(frozen=True)
 class RLConfig:
-    group_size: int = 16
+    group_size: Annotated[int, Ge(2)] = 16
     """G, memories sampled for a question."""
-    questions_per_step: int = 64
+    questions_per_step: PositiveInt = 64
     """Q, questions of a step."""
-    waves: int = 2
+    waves: PositiveInt = 2
     """Parts in which a step's questions are sampled: one part's pages are drawn while another is drafted."""
     staleness: Literal[0, 1] = 0
     """1: a step's samples come from the weights before the last update, so that both go on at once."""
-    minibatch_questions: int = 16
+    minibatch_questions: PositiveInt = 16
     """Questions of one optimiser update; a step makes questions_per_step / minibatch_questions of them."""
-    weight_std: float = 1.0
+    weight_std: NonNegativeFloat = 1.0
     """Weight of the objective std: the question, at the full budget."""
-    weight_aug_m: float = 0.7
+    weight_aug_m: NonNegativeFloat = 0.7
     """Weight of the objective augM: the question, on the shrunk page."""
-    weight_aug_q: float = 0.3
+    weight_aug_q: NonNegativeFloat = 0.3
     """Weight of the objective augQ: a cloze over the memory, at the full budget."""
     train_reads: bool = True
     """Whether the turns that read a page are trained; without, they only give the drafts their rewards."""
     normalize_by_std: bool = False
     """Divide advantages by the group's standard deviation (GRPO, arXiv 2402.03300); off in the recipe."""
-    clip_low: float = 0.2
+    clip_low: Annotated[float, Interval(ge=0, le=1)] = 0.2
     """PPO ratio clip below 1 (arXiv 1707.06347)."""
-    clip_high: float = 0.2
+    clip_high: NonNegativeFloat = 0.2
     """PPO ratio clip above 1; larger than clip_low is DAPO's clip-higher (arXiv 2503.14476)."""
-    dual_clip: float = 0.0
+    dual_clip: NonNegativeFloat = 0.0
     """Lower bound c on the objective of negative advantages (arXiv 1912.09729); 0 means off, else above 1."""
-    kl_coef: float = 0.001
+    kl_coef: NonNegativeFloat = 0.001
     """Coefficient of the KL to the initial policy; 0 means that no copy of it is held."""
     kl_estimator: Literal["k1", "k2", "k3"] = "k3"
     """Estimator of that KL (Schulman, 2020); k3 is the paper's "low variance"."""
@@ -154,7 +158,7 @@ class RLConfig:
     old_logp: Literal["recomputed", "sampler"] = "recomputed"
     """Log-probabilities that the ratio is taken to: those of the parameters the step's updates start from,
     computed again by the learner, or those that the sampler gave (saves a forward pass)."""
-    tis_cap: float = 0.0
+    tis_cap: NonNegativeFloat = 0.0
     """Truncated importance sampling (Ionides 2008; V-trace's rho, arXiv 1802.01561): a token weighs
     min(old / sampler, cap), which corrects for a sampler that is not the learner's policy; 0 means off, else
     at least 1, such as 2.0."""
@@ -162,9 +166,9 @@ class RLConfig:
 
 @dataclasses.dataclass(frozen=True)
 class LoraConfig:
-    rank: int = 16
+    rank: PositiveInt = 16
     """Rank r of the adapters (arXiv 2106.09685); used with train.trainable lora."""
-    alpha: float = 32.0
+    alpha: PositiveFloat = 32.0
     """Adapters add alpha / rank * B A x."""
     targets: tuple[
         Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"], ...
@@ -179,50 +183,50 @@ class LoraConfig:
 class OptimizerConfig:
     name: Literal["adamw", "muon"] = "adamw"
     """muon (arXiv 2502.16982): orthogonalised momentum for matrices, AdamW for everything else."""
-    learning_rate: float = 1e-6
-    warmup_steps: int = 20
+    learning_rate: NonNegativeFloat = 1e-6
+    warmup_steps: NonNegativeInt = 20
     """Optimiser updates over which the learning rate rises linearly from 0; constant after."""
-    decay_steps: int = 0
+    decay_steps: NonNegativeInt = 0
     """Updates after the warm-up over which the rate falls linearly to 0; 0 means that it stays."""
-    muon_adam_ratio: float = 0.3
+    muon_adam_ratio: NonNegativeFloat = 0.3
     """Learning rate of Muon's AdamW (norms, biases, tables of tokens), as a share of learning_rate."""
-    b1: float = 0.9
-    b2: float = 0.999
-    eps: float = 1e-8
-    weight_decay: float = 0.01
-    clip_norm: float = 1.0
-    """Largest global norm of the gradient."""
+    b1: Annotated[float, Interval(ge=0, lt=1)] = 0.9
+    b2: Annotated[float, Interval(ge=0, lt=1)] = 0.999
+    eps: PositiveFloat = 1e-8
+    weight_decay: NonNegativeFloat = 0.01
+    clip_norm: PositiveFloat = 1.0
+    """Largest global norm of the gradient; .inf does not clip."""
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    steps: int = 1000
+    steps: NonNegativeInt = 1000
     """Steps of the whole run, resumed parts included."""
     trainable: Literal["all", "decoder", "lora"] = "all"
     """What is trained: every parameter; all but the vision tower; or adapters (section lora) alone."""
-    max_row_tokens: int = 32768
+    max_row_tokens: PositiveInt = 32768
     """Longest packed row [prefix | siblings]; a group that is longer is split over several rows."""
     row_layout: Literal["packed", "aligned"] = "packed"
     """packed: siblings follow each other without gaps, under a mask. aligned: each has as many slots as the
     longest of its row, so that attention skips what no sibling sees: less work where lengths are alike."""
-    length_multiple: int = 1024
+    length_multiple: PositiveInt = 1024
     """Packed rows are padded to a few lengths, the smallest being this; fewer lengths compile faster."""
-    micro_batch_rows: int = 1
+    micro_batch_rows: PositiveInt = 1
     """Packed rows that go through the model at once; a multiple of mesh.data * mesh.fsdp."""
     remat: Literal["none", "dots", "full"] = "full"
     """What layers keep for the backward pass of the warm-up: everything (fastest, for small models), the
     results of matrix products, or their input only."""
-    logp_chunk_tokens: int = 1024
+    logp_chunk_tokens: PositiveInt = 1024
     """Log-probabilities are computed for this many tokens at a time: [rows, length, V] never exists."""
 
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    data: int = 1
+    data: PositiveInt = 1
     """Copies of the parameters."""
-    fsdp: int = 1
+    fsdp: PositiveInt = 1
     """Devices that share one copy of the parameters, each row of a batch being on one of them."""
-    tensor: int = 1
+    tensor: PositiveInt = 1
     """Devices that share one layer's heads and channels."""
 
 
@@ -233,19 +237,19 @@ class ProcessesConfig:
     environment that srun, a TPU VM, GKE, JobSet or mpirun gives."""
     coordinator: str = ""
     """host:port of process 0 (launcher flags)."""
-    count: int = 1
+    count: PositiveInt = 1
     """Processes of this job (launcher flags)."""
-    index: int = 0
+    index: NonNegativeInt = 0
     """Which of them this is, from 0 (launcher flags)."""
 
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
-    every_steps: int = 20
+    every_steps: PositiveInt = 20
     """Steps between checkpoints; the last step is always kept."""
-    keep: int = 3
+    keep: PositiveInt = 3
     """Newest checkpoints that are kept."""
-    keep_best: int = 1
+    keep_best: NonNegativeInt = 1
     """Checkpoints that are kept for the best accuracy in validation."""
 
 
@@ -253,25 +257,25 @@ class CheckpointConfig:
 class ValidationConfig:
     """Reading the validation questions during training; `eval` is the evaluation of a finished run."""
 
-    every_steps: int = 10
+    every_steps: NonNegativeInt = 10
     """Steps between two validations; 0 means none."""
-    questions: int = 32
+    questions: NonNegativeInt = 32
     """Questions of the validation split; 0 means all."""
-    budgets: tuple[int, ...] = (512, 64, 16)
+    budgets: tuple[PositiveInt, ...] = (512, 64, 16)
     """Visual tokens at which every page is read; the best checkpoint has the best mean accuracy over them."""
-    samples: int = 4
+    samples: PositiveInt = 4
     """Memories, each with its answers, per question."""
-    temperature: float = 1.0
-    top_p: float = 0.7
+    temperature: NonNegativeFloat = 1.0
+    top_p: Probability = 0.7
 
 
 @dataclasses.dataclass(frozen=True)
 class HealthConfig:
-    max_skipped_updates: int = 5
+    max_skipped_updates: NonNegativeInt = 5
     """Updates in a row that may be skipped for a gradient that is not finite, before the run stops."""
-    max_failed_pages: float = 0.5
+    max_failed_pages: Annotated[float, Interval(ge=0, le=1)] = 0.5
     """Share of a step's memories whose page may fail to be drawn, before the run stops."""
-    hang_s: float = 0.0
+    hang_s: NonNegativeFloat = 0.0
     """Seconds without any progress after which a process writes the stacks of its threads to stacks/ and ends
     with status 1, for its launcher to start all again; 0 means that it waits. Longer than a compilation."""
 
@@ -286,21 +290,21 @@ class ProfileConfig:
 class WarmupStage:
     """A part of the warm-up: what a batch is made of, for how many updates."""
 
-    updates: int = 0
+    updates: NonNegativeInt = 0
     rows: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Packed rows of a batch by lesson: draft (write a memory), lookup (questions about a memory given as
     text), read@B (questions about a page shown at B visual tokens), titles@B (about two facts, both
     headings)."""
-    facts_min: int = 1
+    facts_min: PositiveInt = 1
     """Fewest facts that a memory of this stage has."""
-    facts_max: int = 0
+    facts_max: NonNegativeInt = 0
     """Most facts; 0 means data.synthetic.facts."""
-    questions: int = 0
+    questions: NonNegativeInt = 0
     """Questions that are asked of one memory; 0 means one for every fact."""
     ask: Literal["any", "headings"] = "any"
     """Which facts are asked about: any of them; or headings first, and on pages below the full budget (where
     nothing else can be read) one heading alone."""
-    clozes: int = 1
+    clozes: NonNegativeInt = 1
     """Clozes that are asked of one memory, where it is text or a page at the full budget."""
 
 
@@ -313,26 +317,26 @@ class WarmupConfig:
     means lessons in the synthetic world of `data.synthetic`."""
     stages: tuple[WarmupStage, ...] = ()
     """Stages in their order (lessons of the synthetic world)."""
-    updates: int = 1000
+    updates: PositiveInt = 1000
     """Optimiser updates on `data`; with stages their sum counts."""
-    batch_rows: int = 8
+    batch_rows: PositiveInt = 8
     """Conversations of an update on `data`."""
     from_nothing: bool = False
     """Start random weights with silent blocks and a head that looks one token back
     (memocr_jax/sft/prior.py)."""
-    check_every: int = 100
+    check_every: NonNegativeInt = 100
     """Updates between two checks on held-out lessons; 0 means none."""
-    check_rows: int = 64
+    check_rows: PositiveInt = 64
     """Rows of each lesson in such a check."""
 
 
 @dataclasses.dataclass(frozen=True)
 class LogConfig:
-    trajectory_every_steps: int = 1
+    trajectory_every_steps: NonNegativeInt = 1
     """Steps between those whose trajectories are written; 0 means none."""
-    trajectory_questions: int = 2
+    trajectory_questions: NonNegativeInt = 2
     """Questions of such a step that are written, with all samples and pages."""
-    keep_trajectory_steps: int = 50
+    keep_trajectory_steps: NonNegativeInt = 50
     """Newest steps whose trajectories and pages are kept."""
     wandb_project: str = ""
     """Log to this Weights & Biases project too (needs the wandb extra)."""
@@ -357,43 +361,43 @@ class EvalSet:
 
 @dataclasses.dataclass(frozen=True)
 class EvalConfig:
-    budgets: tuple[int, ...] = (1024, 512, 256, 128, 64, 32, 16, 8)
+    budgets: tuple[PositiveInt, ...] = (1024, 512, 256, 128, 64, 32, 16, 8)
     """Visual tokens at which every page is read; for a text memory, its tokens."""
     methods: tuple[Method, ...] = ("visual memory",)
     """What is compared; all but raw history share one draft."""
-    sets: tuple[EvalSet, ...] = ()
+    sets: Annotated[tuple[EvalSet, ...], KEEPS_ANSWERS] = ()
     """Data sets and lengths; empty means the validation questions of `data`."""
-    questions: int = 128
+    questions: NonNegativeInt = 128
     """Questions of each set, the first ones; 0 means all."""
-    samples: int = 1
+    samples: PositiveInt = 1
     """Memories, each with its answers, per question."""
-    temperature: float = 1.0
+    temperature: NonNegativeFloat = 1.0
     """0 means greedy."""
-    top_p: float = 0.7
-    raw_max_tokens: int = 0
+    top_p: Probability = 0.7
+    raw_max_tokens: NonNegativeInt = 0
     """Longest document, in tokens, that raw history gives to the model; a longer one loses its middle.
     0 means as much as the model's positions allow."""
-    wave_questions: int = 0
+    wave_questions: NonNegativeInt = 0
     """Questions that are worked on together; what an interruption can cost. 0 means engine.groups."""
-    bootstrap: int = 1000
+    bootstrap: Annotated[NonNegativeInt, KEEPS_ANSWERS] = 1000
     """Resamplings of the questions for the 95 % confidence intervals; 0 means none."""
-    report_questions: int = 60
+    report_questions: Annotated[NonNegativeInt, KEEPS_ANSWERS] = 60
     """Questions of each set that report.html shows with their pages; 0 means all."""
-    report_mb: int = 40
+    report_mb: Annotated[NonNegativeInt, KEEPS_ANSWERS] = 40
     """Size of all pages in report.html together, in MiB; later ones are left out and counted."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
     run: RunConfig = RunConfig()
-    model: ModelConfig = ModelConfig()
-    tokenizer: TokenizerConfig = TokenizerConfig()
+    model: Annotated[ModelConfig, DECIDES_ANSWERS] = ModelConfig()
+    tokenizer: Annotated[TokenizerConfig, DECIDES_ANSWERS] = TokenizerConfig()
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
-    prompts: PromptsConfig = PromptsConfig()
+    prompts: Annotated[PromptsConfig, DECIDES_ANSWERS] = PromptsConfig()
     agent: AgentConfig = AgentConfig()
     sampling: SamplingConfig = SamplingConfig()
-    engine: EngineConfig = EngineConfig()
-    render: RenderSettings = dataclasses.field(default_factory=RenderSettings)
+    engine: Annotated[EngineConfig, DECIDES_ANSWERS] = EngineConfig()
+    render: Annotated[RenderSettings, DECIDES_ANSWERS] = dataclasses.field(default_factory=RenderSettings)
     rl: RLConfig = RLConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     lora: LoraConfig = LoraConfig()
@@ -405,7 +409,7 @@ class Config:
     health: HealthConfig = HealthConfig()
     profile: ProfileConfig = ProfileConfig()
     log: LogConfig = LogConfig()
-    eval: EvalConfig = EvalConfig()
+    eval: Annotated[EvalConfig, DECIDES_ANSWERS] = EvalConfig()
     warmup: WarmupConfig = WarmupConfig()
 
     @property

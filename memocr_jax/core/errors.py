@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 
 from render.errors import RenderError
@@ -21,13 +21,6 @@ def nearest(name: str, known: Sequence[str]) -> str:
     """A ' (did you mean X?)' suffix for an unknown `name`, or the list of what is known."""
     close = get_close_matches(name, known, n=1, cutoff=0.5)
     return f" (did you mean {close[0]!r}?)" if close else f" (known: {', '.join(map(str, known))})"
-
-
-def require_at_least(least: float, values: Mapping[str, float]) -> None:
-    """Raise UserError for the first of the named values that is below `least`."""
-    for name, value in values.items():
-        if value < least:
-            raise UserError(f"{name}: {value} is too small; use {least} or more")
 
 
 def run_command(main: Callable[[], int | None]) -> None:

@@ -4,15 +4,18 @@ import dataclasses
 import subprocess
 import sys
 from pathlib import Path
+from typing import Annotated, get_args, get_origin
 
 import pytest
 import yaml
+from annotated_types import BaseMetadata
 
 from memocr_jax.config import (
     Config,
     EvalConfig,
     EvalSet,
     ModelConfig,
+    answer_settings,
     evaluation_sets,
     from_tree,
     load_config,
@@ -22,6 +25,7 @@ from memocr_jax.config import (
     validate,
 )
 from memocr_jax.core.errors import UserError
+from render.bounds import hints_of, marks_of
 from tests.waiting import LIMIT_S
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -143,6 +147,11 @@ def test_mistakes_with_a_base_name_the_file_they_are_in(tmp_path, text, words):
             ["model.attention", "splash", "train.row_layout", "aligned"],
         ),
         ({"engine": {"cache_gib": -1.0}}, ["engine.cache_gib", "-1"]),
+        ({"optimizer": {"clip_norm": 0}}, ["optimizer.clip_norm is 0.0", "more than 0", "1.0"]),
+        ({"optimizer": {"b2": 1.0}}, ["optimizer.b2 is 1.0", "less than 1", "0.999"]),
+        ({"eval": {"budgets": [8, 0]}}, ["eval.budgets[1] is 0", "1 or more"]),
+        ({"warmup": {"stages": [{}, {"clozes": -1}]}}, ["warmup.stages[1].clozes is -1", "0 or more"]),
+        ({"data": {"synthetic": {"chunks": -1}}}, ["data.synthetic.chunks is -1", "0 or more"]),
         ({"data": {"source": "flashrag"}}, ["data.path"]),
         ({"rl": {"weight_std": 0.0, "weight_aug_m": 0.0, "weight_aug_q": 0.0}}, ["weight_std"]),
     ],
@@ -152,6 +161,46 @@ def test_impossible_combinations_are_refused(override, words):
     with pytest.raises(UserError) as error:
         validate(from_tree(Config, tree, "test"))
     assert all(word in str(error.value) for word in words), str(error.value)
+
+
+def _numbers(cls, prefix=""):
+    """(dotted name, type with its marks) of every number in a dataclass of settings."""
+    for name, hint in hints_of(cls).items():
+        plain = get_args(hint)[0] if get_origin(hint) is Annotated else hint
+        if get_origin(plain) is tuple:
+            hint = get_args(plain)[0]
+            plain = get_args(hint)[0] if get_origin(hint) is Annotated else hint
+        if dataclasses.is_dataclass(plain):
+            yield from _numbers(plain, f"{prefix}{name}.")
+        elif plain in (int, float):
+            yield prefix + name, hint
+
+
+def test_every_number_has_bounds():
+    numbers = dict(_numbers(Config))
+    assert len(numbers) > 100 and {"rl.group_size", "eval.budgets", "warmup.stages.updates"} <= set(numbers)
+    unbounded = [
+        name for name, hint in numbers.items() if not any(isinstance(m, BaseMetadata) for m in marks_of(hint))
+    ]
+    assert not unbounded, f"without a bound (Annotated[int, Ge(0)]): {unbounded}"
+
+
+def test_marks_say_what_decides_the_answers_of_an_evaluation():
+    decides = answer_settings(Config())
+    assert {"run.seed", "model.path", "agent.memory_format", "engine.groups", "eval.budgets"} <= set(decides)
+    assert {"render.theme", "render.width_px", "prompts.path", "tokenizer.path"} <= set(decides)
+    same = {
+        "run.dir",
+        "engine.warm_up",
+        "eval.report_mb",
+        "render.workers",
+        "render.url",
+        "agent.budget_tokens",
+    }
+    assert not same & set(decides)
+    assert not [name for name in decides if name.startswith(("train.", "rl.", "data."))]
+    data = answer_settings(Config().data, "data.", decide=True)
+    assert {"data.path", "data.synthetic.words"} <= set(data)
 
 
 def test_command_line_overrides_the_file():
