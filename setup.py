@@ -36,6 +36,7 @@ RENDER = [
     "matplotlib>=3.10,<4",  # plots, and the DejaVu fonts that pages are drawn with
     "fastapi>=0.115,<1",
     "uvicorn>=0.34,<1",
+    "cbor2>=6.1,<7",  # what Chromium's pipe speaks
     "httpx>=0.28,<0.29",
     "prometheus-client>=0.21,<1",
     "fonttools>=4.55,<5",

@@ -199,8 +199,7 @@ class Sheet:
         made = self._call("LayerTree.makeSnapshot", {"layerId": self._layer}, _left(deadline))
         snapshot = {"snapshotId": made["snapshotId"]}
         url = self._call("LayerTree.replaySnapshot", snapshot, _left(deadline))["dataURL"]
-        start = len("data:image/png;base64,")
-        data = binascii.a2b_base64(url[start:] if isinstance(url, str) else memoryview(url)[start:])
+        data = binascii.a2b_base64(url.removeprefix("data:image/png;base64,"))
         self._browser.send("LayerTree.releaseSnapshot", snapshot, self._session)
         return data
 
@@ -229,8 +228,7 @@ class Sheet:
             raise ProtocolError(
                 thrown.get("exception", thrown).get("description", "the layout script failed")
             )
-        value = answer["result"].get("value")
-        return str(value, "ascii") if isinstance(value, memoryview) else value
+        return answer["result"].get("value")
 
     def _call(self, method: str, params: dict, timeout_s: float) -> dict:
         return self._browser.call(method, params, self._session, timeout_s)

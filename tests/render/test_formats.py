@@ -41,9 +41,9 @@ def test_bytes_as_chromium_sends_them():
     assert value["id"] == 1 and value["result"]["v"] == "é" and bytes(value["result"]["data"]) == b"\x01\x02"
 
 
-def test_long_text_is_not_copied():
+def test_long_text_is_text():
     message = memoryview(cbor.encode({"url": "x" * (1 << 17)}))
-    assert isinstance(cbor.decode(message)["url"], memoryview)
+    assert cbor.decode(message) == {"url": "x" * (1 << 17)}
 
 
 @pytest.mark.parametrize(
