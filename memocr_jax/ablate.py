@@ -109,7 +109,7 @@ def run_config(settings: AblationConfig, method: str, seed: int) -> Config:
 def ablate(settings: AblationConfig, methods: Sequence[str], seeds: Sequence[int]) -> int:
     """Train and evaluate what is not finished; then write what is. Returns the exit status of a training that
     was stopped, else 0."""
-    from memocr_jax.runs.operations import free_programs
+    from memocr_jax.runs.compiled import free_programs
 
     for seed in seeds:
         for method in methods:

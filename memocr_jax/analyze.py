@@ -114,7 +114,7 @@ def _run_robustness(config: Config, args: argparse.Namespace) -> Path:
     from memocr_jax.evaluation.methods import LABEL
     from memocr_jax.evaluation.robustness import robustness
     from memocr_jax.evaluation.summary import summarise
-    from memocr_jax.runs.operations import use_compilation_cache
+    from memocr_jax.runs.compiled import use_compilation_cache
 
     use_compilation_cache(config.run.compiled_dir)
     weights = Weights(config, args.checkpoint, args.step)

@@ -88,7 +88,7 @@ def evaluate(
     from memocr_jax.core.processes import gather, is_main, joined, together
     from memocr_jax.data.loader import load_examples
     from memocr_jax.evaluation.journal import Journal, write_results
-    from memocr_jax.runs.operations import use_compilation_cache
+    from memocr_jax.runs.compiled import use_compilation_cache
 
     console = Console(highlight=False)
     directory = Path(to or Path(checkpoint or config.run.dir) / "evaluation")

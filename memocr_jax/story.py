@@ -29,7 +29,7 @@ def tell(config: Config) -> int:
     """
     from memocr_jax.evaluate import evaluate
     from memocr_jax.report import write_report
-    from memocr_jax.runs.operations import free_programs
+    from memocr_jax.runs.compiled import free_programs
     from memocr_jax.train import train
 
     if status := train(config):

@@ -61,7 +61,8 @@ def _train(config: Config) -> int:
     from memocr_jax.rl.update import build_learner
     from memocr_jax.runs import run_directory
     from memocr_jax.runs.checkpoint import Checkpoints
-    from memocr_jax.runs.operations import Operations, use_compilation_cache
+    from memocr_jax.runs.compiled import use_compilation_cache
+    from memocr_jax.runs.operations import Operations
     from memocr_jax.runs.progress import TrainProgress
     from memocr_jax.runs.run_place import RunPlace, is_remote
 

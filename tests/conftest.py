@@ -33,7 +33,7 @@ ROOT = Path(__file__).resolve().parents[1]
 @pytest.fixture(scope="module", autouse=True)
 def programs_let_go():
     """A process that kept the programs of all tests ran out of memory mappings; what recurs is cached."""
-    from memocr_jax.runs.operations import free_programs
+    from memocr_jax.runs.compiled import free_programs
 
     yield
     free_programs()

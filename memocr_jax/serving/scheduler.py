@@ -15,7 +15,7 @@ import numpy as np
 from memocr_jax.config import SamplingConfig
 from memocr_jax.core.types import Completion
 from memocr_jax.engine import PromptGroup
-from memocr_jax.runs.operations import free_programs_if_many
+from memocr_jax.runs.compiled import free_programs_if_many
 
 if TYPE_CHECKING:
     from flax import nnx
