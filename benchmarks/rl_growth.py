@@ -20,7 +20,7 @@ from memocr_jax.config import Config, load_config
 from memocr_jax.core.metrics import Stopwatch
 from memocr_jax.data.loader import load_examples
 from memocr_jax.rl.step import rollout, update
-from memocr_jax.rl.update import build_learner
+from memocr_jax.rl.update import Learner
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -112,7 +112,7 @@ def _measure(config: Config) -> dict[str, Any]:
     examples = [loaded[i] for i in range(config.rl.questions_per_step)]
     with system.agent(stopwatch) as agent:
         initial = system.initial_params()
-        learner = build_learner(system, initial, stopwatch)
+        learner = Learner(config, system.model, system.mesh, initial, stopwatch)
         state = learner.init(initial)
         for _ in range(2):
             stopwatch.take()

@@ -24,7 +24,7 @@ def stage_results(args: argparse.Namespace) -> dict[str, Any]:
     from memocr_jax.core.metrics import Stopwatch
     from memocr_jax.data.loader import QuestionOrder, load_examples
     from memocr_jax.rl.step import rollout, update
-    from memocr_jax.rl.update import build_learner
+    from memocr_jax.rl.update import Learner
 
     if not CONFIG.is_file():
         raise UserError(f"{CONFIG} is not here; run this benchmark from the repository's root")
@@ -34,7 +34,7 @@ def stage_results(args: argparse.Namespace) -> dict[str, Any]:
     order = QuestionOrder(len(examples), config.rl.questions_per_step, config.run.seed)
     stopwatch = Stopwatch()
     initial = system.initial_params()
-    learner = build_learner(system, initial, stopwatch)
+    learner = Learner(config, system.model, system.mesh, initial, stopwatch)
     state = learner.init(initial)
     steps: list[dict[str, float]] = []
     with system.agent(stopwatch) as agent:

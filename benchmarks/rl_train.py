@@ -21,20 +21,18 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.model import make_checkpoint
 from benchmarks.timing import Times, alternate, machine, timed, use_cores
-from memocr_jax.config import MeshConfig, OptimizerConfig, RLConfig
+from memocr_jax.config import Config, MeshConfig, ModelConfig, OptimizerConfig, RLConfig, TrainConfig
 from memocr_jax.core.errors import UserError
 from memocr_jax.core.metrics import Stopwatch
 from memocr_jax.core.sharding import make_mesh
 from memocr_jax.core.types import Completion, Stop, Turn, TurnKind
 from memocr_jax.models.config import Qwen25VLConfig, TextConfig, VisionConfig
 from memocr_jax.models.hf_weights import load_params
-from memocr_jax.models.qwen25_vl import abstract_model
-from memocr_jax.rl.pack import Packing, WeightedTurn, pack_turns
+from memocr_jax.rl.pack import WeightedTurn, pack_turns
 from memocr_jax.rl.update import Learner
 
 MODEL = Qwen25VLConfig(
@@ -113,7 +111,7 @@ def make_turns(config: Qwen25VLConfig, setting: Setting, siblings: int) -> list[
     """Groups with one prefix each and K own suffixes, of random tokens."""
     rng = np.random.default_rng(siblings)
 
-    def ids(n):
+    def ids(n: int) -> np.ndarray:
         return rng.integers(0, config.image_token_id, n).astype(np.int32)
 
     prefixes, asked = [ids(setting.prefix) for _ in range(setting.groups)], setting.suffix // 3
@@ -141,33 +139,23 @@ class JaxSide:
     def __init__(self, directory: Path, setting: Setting, turns: Sequence[WeightedTurn], share: bool):
         config = Qwen25VLConfig.from_file(directory)
         mesh = make_mesh(MeshConfig(), jax.devices()[:1])
-        graphdef, _ = abstract_model(config, dtype=jnp.dtype(setting.dtype), mesh=mesh)
         params = load_params(directory, config, mesh)
-        packing = Packing(
-            config,
-            max_row_tokens=10**9 if share else 1,
-            rows=1 if share else setting.micro_batch_rows,
-            # An unshared row gets no padding. Nor do the parts of a shared one, see `Packing.row_layout`.
-            length_multiple=2 * setting.prefix if share else setting.prefix + setting.suffix,
-            window_multiple=1,
-            row_layout="aligned" if share else "packed",
+        run = Config(
+            model=ModelConfig(dtype=setting.dtype),
+            rl=RL,
+            optimizer=OPTIMIZER,
+            train=TrainConfig(
+                trainable="decoder",
+                max_row_tokens=10**9 if share else 1,
+                micro_batch_rows=1 if share else setting.micro_batch_rows,
+                # An unshared row gets no padding. Nor do the parts of a shared one, see `Packing.row_layout`.
+                length_multiple=2 * setting.prefix if share else setting.prefix + setting.suffix,
+                row_layout="aligned" if share else "packed",
+            ),
         )
-        longest = setting.suffix - setting.suffix // 3
-        self.learner = Learner(
-            graphdef,
-            params,
-            mesh,
-            RL,
-            OPTIMIZER,
-            packing,
-            temperature=1.0,
-            logp_chunk_tokens=1024,
-            longest_completion=longest,
-            stopwatch=Stopwatch(),
-            trainable="decoder",
-        )
+        self.learner = Learner(run, config, mesh, params, Stopwatch())
         self.state = self.learner.init(params)
-        self.minibatch = pack_turns(turns, packing)
+        self.minibatch = pack_turns(turns, self.learner.packing)
         self.tokens = sum(batch.tokens.size for batch in self.minibatch.batches)
         """Of all rows, padding included."""
 

@@ -42,15 +42,9 @@ def tiny_programs(**settings) -> tuple[Programs, Config, Qwen25VLConfig]:
 
 
 def lowered_update(programs: Programs, shape: tuple[int, ...]) -> dict:
-    from memocr_jax.core.sharding import batch_sharding
-    from memocr_jax.rl.pack import empty_batch
+    from memocr_jax.rl.pack import Shape
 
-    sharding = batch_sharding(programs.mesh)
-    batch = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-        empty_batch(shape, programs.packing),
-    )
-    return programs.learner.programs(batch)
+    return programs.learner.lower(Shape(*shape))
 
 
 def test_operations_equal_a_count_by_hand():

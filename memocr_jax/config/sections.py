@@ -214,8 +214,8 @@ class TrainConfig:
     micro_batch_rows: PositiveInt = 1
     """Packed rows that go through the model at once; a multiple of mesh.data * mesh.fsdp."""
     remat: Literal["none", "dots", "full"] = "full"
-    """What layers keep for the backward pass of the warm-up: everything (fastest, for small models), the
-    results of matrix products, or their input only."""
+    """What layers keep for the backward pass: everything (fastest, for small models), the results of matrix
+    products, or their input only."""
     logp_chunk_tokens: PositiveInt = 1024
     """Log-probabilities are computed for this many tokens at a time: [rows, length, V] never exists."""
 
@@ -337,7 +337,7 @@ class LogConfig:
     trajectory_questions: NonNegativeInt = 2
     """Questions of such a step that are written, with all samples and pages."""
     keep_trajectory_steps: NonNegativeInt = 50
-    """Newest steps whose trajectories and pages are kept."""
+    """Newest steps whose trajectories and pages are kept; 0 keeps none."""
     wandb_project: str = ""
     """Log to this Weights & Biases project too (needs the wandb extra)."""
 

@@ -223,9 +223,16 @@ def put_batch(tree: Any, mesh: Mesh) -> Any:
     in the order of the mesh.
     """
     sharding = batch_sharding(mesh)
-    if mesh.is_multi_process:
+    if not mesh.is_multi_process:
+        return jax.device_put(tree, sharding)
+    with jax.transfer_guard_host_to_device("allow"):  # JAX counts this one as implicit
         return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), tree)
-    return jax.device_put(tree, sharding)
+
+
+def put_scalar(value: float, mesh: Mesh) -> jax.Array:
+    """f32[] on every device of `mesh`; all processes pass the same value."""
+    copies = [jax.device_put(np.float32(value), device) for device in mesh.local_devices]
+    return jax.make_array_from_single_device_arrays((), replicated(mesh), copies)
 
 
 def own_rows(mesh: Mesh) -> tuple[int, int]:

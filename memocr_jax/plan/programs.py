@@ -21,7 +21,7 @@ from jax.experimental import topologies
 from memocr_jax.config import Config
 from memocr_jax.core.errors import UserError
 from memocr_jax.core.metrics import Stopwatch
-from memocr_jax.core.sharding import abstract_like, batch_sharding, local_mesh, make_mesh, param_shardings
+from memocr_jax.core.sharding import abstract_like, local_mesh, make_mesh, param_shardings
 from memocr_jax.engine import Engine
 from memocr_jax.engine.lowering import lowered_programs
 from memocr_jax.models.config import Qwen25VLConfig
@@ -29,7 +29,6 @@ from memocr_jax.models.qwen25_vl import abstract_model
 from memocr_jax.plan.chips import Topology
 from memocr_jax.plan.hlo import Collective, program_cost, second_side
 from memocr_jax.plan.model import Setting, State, limits_of, sharded_bytes
-from memocr_jax.rl.pack import Packing, empty_batch
 from memocr_jax.rl.update import Learner
 from render.files import write_atomically
 
@@ -95,30 +94,9 @@ class Programs:
             [d for i, d in enumerate(devices) if i % topology.per_process >= split] if split else devices
         )
         self.mesh = make_mesh(config.mesh, training)
-        graphdef, abstract = abstract_model(model, mesh=self.mesh, **options)
+        _, abstract = abstract_model(model, mesh=self.mesh, **options)
         self.params = abstract_like(abstract, param_shardings(abstract, self.mesh))
-        self.packing = Packing(
-            model,
-            config.train.max_row_tokens,
-            config.train.micro_batch_rows,
-            config.train.length_multiple,
-            config.engine.window_multiple,
-            config.train.row_layout,
-        )
-        self.learner = Learner(
-            graphdef,
-            self.params,
-            self.mesh,
-            config.rl,
-            config.optimizer,
-            self.packing,
-            config.sampling.temperature,
-            config.train.logp_chunk_tokens,
-            max(config.agent.draft_max_new_tokens, config.agent.read_max_new_tokens),
-            Stopwatch(),
-            trainable=config.train.trainable,
-            lora=config.lora,
-        )
+        self.learner = Learner(config, model, self.mesh, self.params, Stopwatch())
         sampler_mesh = local_mesh(own[:split] if split else own, config.engine.tensor)
         sampler_graphdef, sampler = abstract_model(model, mesh=sampler_mesh, **options)
         placed = abstract_like(sampler, param_shardings(sampler, sampler_mesh))
@@ -136,20 +114,19 @@ class Programs:
 
     def state(self) -> State:
         """What lives on a device through a step."""
-        trained = self.learner._trainable.abstract()
-        items = self.learner.abstract_items()
+        learned = self.learner.abstract_state()
         adapters = self.config.train.trainable == "lora"
         reference = self.config.rl.kl_coef and not adapters
         # As sharding.LocalCopy has it: what has the type and the place already is not copied.
         same = lambda x, y: x.dtype == y.dtype and x.sharding.is_equivalent_to(y.sharding, x.ndim)  # noqa: E731
         copied = not jax.tree.all(jax.tree.map(same, self.params, self.sampler))
         whole = sharded_bytes(self.params)
-        held = sharded_bytes(trained)
+        held = sharded_bytes(learned.params)
         return State(
             trained=held,
             frozen=whole if adapters else whole - held,
             gradients=held,
-            optimizer=sharded_bytes(items["opt_state"]),
+            optimizer=sharded_bytes(learned.opt_state),
             reference=held if reference else 0.0,
             sampler=sharded_bytes(self.sampler),
             merged=whole if adapters and copied else 0.0,
@@ -157,7 +134,6 @@ class Programs:
 
     def lowered(self, setting: Setting) -> Iterator[tuple[str, Callable[[], Any]]]:
         """(name, function that lowers it) of every program, named as `model.programs_of` names them."""
-        sharding = batch_sharding(self.mesh)
         for number, kind in enumerate(setting.kinds):
             programs: dict[str, Any] = {}
 
@@ -168,12 +144,7 @@ class Programs:
 
             def of_update(name: str, kind=kind, programs=programs) -> Any:
                 if name not in programs:
-                    shape = kind.row_shape(self.config, full=True)
-                    batch = jax.tree.map(
-                        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-                        empty_batch(shape, self.packing),
-                    )
-                    programs.update(self.learner.programs(batch))
+                    programs.update(self.learner.lower(kind.row_shape(self.config, full=True)))
                 return programs[name]
 
             rollout = ["vision"] if kind.patches else []

@@ -1,6 +1,7 @@
 """The policy-gradient loss: pure functions of log-probabilities, as sums, so that micro-batches add up.
 
-With `sampler` the policy that sampled, `old` the policy that a step's updates start from and `ref` the frozen
+`grpo_loss` is the whole loss of a micro-batch, and `Learner.update` (update.py) takes its gradient. With
+`sampler` the policy that sampled, `old` the policy that a step's updates start from and `ref` the frozen
 reference, a sampled token's loss is
 
     tis_weight(old, sampler) * clipped_policy_loss(logp - old, advantage) + kl_coef * kl_estimate(logp, ref)
@@ -17,6 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int32
 
 from memocr_jax.config import RLConfig
+from memocr_jax.core.types import TrainBatch
 
 
 class Denominators(NamedTuple):
@@ -45,6 +47,61 @@ class PolicyLoss(NamedTuple):
     """The importance weight was cut to `tis_cap`."""
 
 
+_PER_TOKEN = ("ratio", "clipped_low", "clipped_high", "dual_clipped", "tis_weight", "tis_truncated")
+"""Fields of `PolicyLoss` that are summed over tokens."""
+SUMS = ("loss", "policy", "kl_loss", "kl", "entropy", "logp_gap", "logp_gap_tokens", *_PER_TOKEN)
+"""Names of what `grpo_loss` sums."""
+
+
+def grpo_loss(
+    logp: Float[Array, "B T"],
+    entropy: Float[Array, "B T"],
+    batch: TrainBatch,
+    old_logp: Float[Array, "B T"] | None,
+    ref_logp: Float[Array, "B T"] | None,
+    denominators: Denominators,
+    at_start: Float[Array, ""],
+    rl: RLConfig,
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """The loss of a micro-batch's sampled tokens under the policy that is trained, and its `SUMS`.
+
+    Args:
+        logp, entropy: of the policy that is trained.
+        old_logp: of the policy that the step's updates start from; None where that is the same policy.
+        ref_logp: of the reference; None without a KL term.
+        denominators: of the whole mini-batch.
+        at_start: 1 where the policy is still the one that the step began with, whose gap to the sampler is
+            measured; else 0.
+    """
+    mask = batch.loss_mask
+    now = jax.lax.stop_gradient(logp)
+    start = now if old_logp is None else old_logp
+    old = batch.sampler_logp if rl.old_logp == "sampler" else start
+    policy = policy_loss(logp, old, batch.sampler_logp, batch.advantage, mask, batch.sequence, rl)
+    kl = jnp.zeros_like(logp)
+    if ref_logp is not None:
+        kl = kl_estimate(jnp.where(mask, logp, 0.0), jnp.where(mask, ref_logp, 0.0), rl.kl_estimator)
+
+    def mean(x: Array) -> Array:
+        return aggregate(x, mask, batch.sequence, denominators, rl.aggregation)
+
+    def total(x: Array) -> Array:
+        return jnp.where(mask, x, 0.0).sum()
+
+    policy_mean, kl_mean = mean(policy.loss), rl.kl_coef * mean(kl)
+    loss = policy_mean + kl_mean
+    return loss, {
+        "loss": loss,
+        "policy": policy_mean,
+        "kl_loss": kl_mean,
+        "kl": total(kl),
+        "entropy": total(entropy),
+        "logp_gap": at_start * total(jnp.abs(start - batch.sampler_logp)),
+        "logp_gap_tokens": at_start * mask.sum(),
+        **{name: total(getattr(policy, name)) for name in _PER_TOKEN},
+    }
+
+
 def policy_loss(
     logp: Float[Array, "B T"],
     old_logp: Float[Array, "B T"],
@@ -59,7 +116,10 @@ def policy_loss(
     `sequence` numbers the turns of a row from 0; values where `loss_mask` is False do not matter, and need
     not be finite.
     """
-    zero_padding = lambda x: jnp.where(loss_mask, x, 0.0)  # noqa: E731
+
+    def zero_padding(x: Array) -> Array:
+        return jnp.where(loss_mask, x, 0.0)
+
     logp, old_logp, sampler_logp, advantage = map(zero_padding, (logp, old_logp, sampler_logp, advantage))
     log_ratio = logp - old_logp
     if rl.ratio == "sequence":

@@ -1,15 +1,25 @@
-"""Turns to training batches: turns that share a prefix are packed in one row (arXiv 2506.05433)."""
+"""Turns to training batches: turns that share a prefix are packed in one row (arXiv 2506.05433).
+
+Every process packs the turns of its own questions (`pack_turns`). A micro-batch of the global mesh takes rows
+of all processes, so all must have micro-batches of the same shapes in the same order, and the denominators
+are sums over all: `agree` sees to both.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
 
+import jax
 import numpy as np
 
+from memocr_jax.config import Config
 from memocr_jax.core.buckets import batches, bucket
+from memocr_jax.core.processes import gather
+from memocr_jax.core.sharding import own_rows
 from memocr_jax.core.types import RowLayout, TrainBatch, Turn, VisionBatch
 from memocr_jax.engine import image_grid, image_rows, most_windows
 from memocr_jax.models.config import Qwen25VLConfig
@@ -22,6 +32,19 @@ class WeightedTurn(NamedTuple):
 
     turn: Turn
     advantage: float
+
+
+@runtime_checkable
+class Trained(Protocol):
+    """What can be packed: a `WeightedTurn`, or anything else with these two."""
+
+    @property
+    def turn(self) -> Turn: ...
+    @property
+    def advantage(self) -> float: ...
+
+
+T = TypeVar("T", bound=Trained)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +61,19 @@ class Packing:
     row_layout: str = "packed"
     """See `train.row_layout`. Of an aligned row, the prefix is padded to multiples of half `length_multiple`
     and siblings to multiples of an eighth."""
+
+    @classmethod
+    def of(cls, config: Config, model: Qwen25VLConfig) -> Packing:
+        """How a run packs: `rows` are this process's share of `train.micro_batch_rows`."""
+        train = config.train
+        return cls(
+            model,
+            train.max_row_tokens,
+            train.micro_batch_rows // jax.process_count(),
+            train.length_multiple,
+            config.engine.window_multiple,
+            train.row_layout,
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,35 +93,32 @@ _COUNTS = ("tokens", "sequences", "longest")
 """Fields of a `MiniBatch` that are numbers."""
 
 
-def pack_turns(turns: Sequence[WeightedTurn], packing: Packing) -> MiniBatch:
-    """Pack the turns of one mini-batch.
-
-    Turns with the same prefix and image share a row as far as `max_row_tokens` allows. Rows of like size form
-    micro-batches of `packing.rows` rows; missing rows are padding. Token ids go in as they were sampled.
-    """
-    packed = [_pack_rows(rows, shape, packing) for shape, rows in micro_batches(turns, packing)]
+def pack_turns(turns: Sequence[Trained], packing: Packing) -> MiniBatch:
+    """Pack the turns of one mini-batch; token ids go in as they were sampled."""
+    packed = [pack_rows(rows, shape, packing) for shape, rows in micro_batches(turns, packing)]
     lengths = [len(t.turn.completion.tokens) for t in turns]
     return MiniBatch(packed, sum(lengths), len(turns), max(lengths, default=0))
 
 
-def micro_batches(
-    turns: Sequence[WeightedTurn], packing: Packing
-) -> list[tuple[Shape, list[list[WeightedTurn]]]]:
-    """How `pack_turns` lays out the turns of one mini-batch: every micro-batch's shape and the turns of each
-    of its rows (at most `packing.rows`)."""
+def micro_batches(turns: Sequence[T], packing: Packing) -> list[tuple[Shape, list[list[T]]]]:
+    """Which turns share a row, and which rows a micro-batch: its shape, and the turns of each of its rows.
+
+    Turns with the same prefix and image share a row as far as `max_row_tokens` allows. Rows of like size form
+    micro-batches of at most `packing.rows` rows. A row's turns are numbered in its order (`sequence`).
+    """
     rows = [part for group in _prefix_groups(turns) for part in _split(group, packing)]
-    by_shape: dict[Shape, list[list[WeightedTurn]]] = {}
+    by_shape: dict[Shape, list[list[T]]] = {}
     for row in rows:
         by_shape.setdefault(_shape(row, packing), []).append(row)
-    found = []
+    arranged = []
     for shape in sorted(by_shape, reverse=True):
         same = by_shape[shape]
         # Slots that would be padding take rows of smaller shapes instead.
         for smaller in (s for s in sorted(by_shape, reverse=True) if _fits(s, shape)):
             while len(same) % packing.rows and by_shape[smaller]:
                 same.append(by_shape[smaller].pop())
-        found += [(shape, [same[i] for i in chosen]) for chosen in batches(len(same), packing.rows)]
-    return found
+        arranged += [(shape, [same[i] for i in chosen]) for chosen in batches(len(same), packing.rows)]
+    return arranged
 
 
 def save_minibatch(path: str | Path, minibatch: MiniBatch) -> None:
@@ -120,8 +153,8 @@ def load_minibatch(path: str | Path) -> MiniBatch:
     return MiniBatch(batches, **counts)
 
 
-def _prefix_groups(turns: Sequence[WeightedTurn]) -> list[list[WeightedTurn]]:
-    groups: dict[tuple[bytes, bytes, tuple[int, ...]], list[WeightedTurn]] = {}
+def _prefix_groups(turns: Sequence[T]) -> list[list[T]]:
+    groups: dict[tuple[bytes, bytes, tuple[int, ...]], list[T]] = {}
     for t in turns:
         image = t.turn.image
         # Two pages may have prefixes of the same ids (as many image tokens) and still differ.
@@ -139,12 +172,12 @@ def _sibling(turn: Turn) -> np.ndarray:
     return np.concatenate([turn.suffix, turn.completion.tokens])
 
 
-def _split(group: list[WeightedTurn], packing: Packing) -> list[list[WeightedTurn]]:
+def _split(group: list[T], packing: Packing) -> list[list[T]]:
     """Cut a group into rows of at most `max_row_tokens`; a sibling that is too long alone is a row alone."""
     if packing.row_layout == "aligned":
         # Like lengths together; the first of a row is its longest.
         group = sorted(group, key=lambda t: -len(_sibling(t.turn)))
-    parts: list[list[WeightedTurn]] = [[]]
+    parts: list[list[T]] = [[]]
     for t in group:
         if parts[-1] and _row_tokens([*parts[-1], t], packing) > packing.max_row_tokens:
             parts.append([])
@@ -152,7 +185,7 @@ def _split(group: list[WeightedTurn], packing: Packing) -> list[list[WeightedTur
     return parts
 
 
-def _row_tokens(row: list[WeightedTurn], packing: Packing) -> int:
+def _row_tokens(row: Sequence[Trained], packing: Packing) -> int:
     """Slots that a row takes, before its end is padded."""
     if packing.row_layout == "aligned":
         layout = _layout(row, packing)
@@ -160,7 +193,7 @@ def _row_tokens(row: list[WeightedTurn], packing: Packing) -> int:
     return len(row[0].turn.prefix) + sum(len(_sibling(t.turn)) for t in row)
 
 
-def _layout(row: list[WeightedTurn], packing: Packing) -> RowLayout:
+def _layout(row: Sequence[Trained], packing: Packing) -> RowLayout:
     multiple = packing.length_multiple
     longest = max(len(_sibling(t.turn)) for t in row)
     prefix = bucket(len(row[0].turn.prefix), max(1, multiple // 2))
@@ -179,7 +212,7 @@ class Shape(NamedTuple):
     own: int = 0
 
 
-def _shape(row: list[WeightedTurn], packing: Packing) -> Shape:
+def _shape(row: Sequence[Trained], packing: Packing) -> Shape:
     sampled = sum(len(t.turn.completion.tokens) for t in row)
     windows = most_windows([row[0].turn.image], packing.model, packing.window_multiple)
     sampled = bucket(sampled, max(1, packing.length_multiple // 4))
@@ -209,10 +242,11 @@ def batch_shape(batch: TrainBatch) -> Shape:
 
 def empty_batch(shape: Sequence[int], packing: Packing) -> TrainBatch:
     """A micro-batch of the given `batch_shape` that is all padding."""
-    return _pack_rows([], Shape(*shape), packing)
+    return pack_rows([], Shape(*shape), packing)
 
 
-def _pack_rows(rows: list[list[WeightedTurn]], shape: Shape, packing: Packing) -> TrainBatch:
+def pack_rows(rows: Sequence[Sequence[Trained]], shape: Shape, packing: Packing) -> TrainBatch:
+    """The micro-batch of the given rows of turns (`micro_batches`); missing rows are padding."""
     windows, length, sampled, *parts = shape
     layout = RowLayout(*parts) if shape.siblings else None
     images = [row[0].turn.image for row in rows]
@@ -264,3 +298,57 @@ def _pack_rows(rows: list[list[WeightedTurn]], shape: Shape, packing: Packing) -
         sampler_logp=sampler_logp,
         layout=layout,
     )
+
+
+def agree(minibatches: Sequence[MiniBatch], packing: Packing, mesh: jax.sharding.Mesh) -> list[MiniBatch]:
+    """The mini-batches with the micro-batches that other processes have and the sums over all processes.
+
+    One exchange of a few bytes for the whole step. All processes must pass as many mini-batches.
+    """
+    if jax.process_count() == 1:
+        return list(minibatches)
+    mine = [
+        {
+            "shapes": [batch_shape(batch) for batch in m.batches],
+            "tokens": m.tokens,
+            "sequences": m.sequences,
+            "longest": m.longest,
+        }
+        for m in minibatches
+    ]
+    everyone = gather(mine)
+    first, count = own_rows(mesh)
+    return [
+        _agreed(minibatch, [process[i] for process in everyone], packing, first // count)
+        for i, minibatch in enumerate(minibatches)
+    ]
+
+
+def _agreed(minibatch: MiniBatch, everyone: Sequence[dict], packing: Packing, block: int) -> MiniBatch:
+    most: Counter[Shape] = Counter()
+    for theirs in everyone:
+        most |= Counter(Shape(*shape) for shape in theirs["shapes"])
+    by_shape: dict[Shape, list[TrainBatch]] = {}
+    for batch in minibatch.batches:
+        by_shape.setdefault(batch_shape(batch), []).append(batch)
+    batches = []
+    for shape in sorted(most):
+        own = by_shape.get(shape, [])
+        batches += [_at_block(batch, block, packing.model.vision.merge_unit) for batch in own]
+        batches += [empty_batch(shape, packing)] * (most[shape] - len(own))
+    return MiniBatch(
+        batches,
+        tokens=sum(theirs["tokens"] for theirs in everyone),
+        sequences=sum(theirs["sequences"] for theirs in everyone),
+        longest=max(theirs["longest"] for theirs in everyone),
+    )
+
+
+def _at_block(batch: TrainBatch, block: int, merge_unit: int) -> TrainBatch:
+    """The batch as the `block`-th part of a global one: its image features come after those before it."""
+    if batch.vision is None:
+        return batch
+    rows, windows, patches, _ = batch.vision.patches.shape
+    slots = batch.image_slots
+    ahead = block * rows * windows * patches // merge_unit
+    return batch._replace(image_slots=np.where(slots >= 0, slots + ahead, slots).astype(np.int32))

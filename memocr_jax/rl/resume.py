@@ -1,19 +1,97 @@
-"""What a run goes on from: the state in a checkpoint, or a directory made from given weights."""
+"""What a run continues from: the state in a checkpoint, or a directory made from given weights."""
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 from flax import nnx
 
 from memocr_jax.config import CheckpointConfig, Config, save_config
+from memocr_jax.core.errors import UserError
+from memocr_jax.core.sharding import abstract_like
 from memocr_jax.models.config import Qwen25VLConfig
-from memocr_jax.models.qwen25_vl import abstract_model
 from memocr_jax.rl.optimizer import init_optimizer, make_optimizer
-from memocr_jax.rl.trainable import Trainable
-from memocr_jax.runs.checkpoint import Checkpoints, Meta
+from memocr_jax.rl.trainable import Trainable, training_graph
+from memocr_jax.rl.update import Learner, TrainState
+from memocr_jax.runs.checkpoint import Checkpoints, Meta, require_same_base, require_same_model
+from render.settings import RenderSettings
 from render.theme import theme_css
+
+
+def remembered_theme(config: Config, meta: Meta | None, say: Callable[[str], None]) -> RenderSettings:
+    """The settings of the renderer with the theme's text: a run goes on with the theme it began with."""
+    css = theme_css(config.render)
+    if meta is not None and meta.theme_css and meta.theme_css != css:
+        say(
+            f"render.theme {config.render.theme}: changed since; the run goes on with the theme it began with"
+        )
+        css = meta.theme_css
+    return dataclasses.replace(config.render, theme_css=css)
+
+
+def order_of(config: Config, questions: int) -> dict[str, Any]:
+    """What the order of questions depends on."""
+    return {
+        "run.seed": config.run.seed,
+        "number of questions": questions,
+        "rl.questions_per_step": config.rl.questions_per_step,
+    }
+
+
+def meta_of(
+    state: TrainState, model: Qwen25VLConfig, base: str, order: dict[str, Any], render: RenderSettings
+) -> Meta:
+    """What a checkpoint of `state` says about itself."""
+    return Meta(
+        state.step,
+        state.updates,
+        model.to_dict(),
+        theme_css=render.theme_css,
+        order=order,
+        skipped_in_row=state.skipped_in_row,
+        base=base,
+    )
+
+
+def require_same_run(
+    config: Config, meta: Meta, model: Qwen25VLConfig, base: str, order: Mapping[str, Any]
+) -> None:
+    """Raise UserError when a checkpoint is of another model, of adapters to another base (`Learner.base`), or
+    of a run that takes its questions in another order."""
+    require_same_model(meta, model, config.run.dir)
+    require_same_base(meta, base, config)
+    for name, now in order.items():
+        if meta.order and meta.order[name] != now:
+            raise UserError(
+                f"{config.run.dir}: its checkpoint was made with {name} {meta.order[name]}, now it is {now}, "
+                "which changes the order of questions; set it back, or use another --run.dir or --run.fresh"
+            )
+
+
+def restored(
+    config: Config, learner: Learner, checkpoints: Checkpoints, meta: Meta, initial: nnx.State
+) -> tuple[TrainState, nnx.State | None]:
+    """The state of the checkpoint of `meta`, and (rl.staleness 1) the weights that its next step is sampled
+    from, laid out as `initial`.
+
+    Raises UserError when the checkpoint lacks them.
+    """
+    items = learner.abstract_items()
+    stale = config.rl.staleness and meta.step
+    if stale and not checkpoints.has(meta.step, "next_policy"):
+        raise UserError(
+            f"{config.run.dir}: its checkpoint was made with rl.staleness 0 and lacks the weights to sample "
+            "from; set it back, or use another --run.dir or --run.fresh"
+        )
+    if stale:
+        items["next_policy"] = abstract_like(initial)
+    found = checkpoints.restore(meta.step, **items)
+    next_policy = found.pop("next_policy", None)
+    return learner.restored(found, meta.step, meta.updates, meta.skipped_in_row), next_policy
 
 
 def save_run(run_dir: str | Path, config: Config, model: Qwen25VLConfig, params: nnx.State) -> None:
@@ -25,7 +103,7 @@ def save_run(run_dir: str | Path, config: Config, model: Qwen25VLConfig, params:
     run_dir.mkdir(parents=True, exist_ok=True)
     save_config(config, run_dir / "config.yaml")
     mesh = jax.tree.leaves(params)[0].sharding.mesh
-    graphdef, _ = abstract_model(model)
+    graphdef = training_graph(config, model, mesh)
     trainable = Trainable(graphdef, params, config.train.trainable, config.lora, mesh, config.run.seed)
     trained = trainable.fresh(params)
     opt_state = init_optimizer(make_optimizer(config.optimizer), trained, mesh)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -13,12 +13,14 @@ from flax import nnx
 T = TypeVar("T")
 
 
-class Schedule:
+class Schedule(Generic[T]):
     """Hands out the rollouts of one step after another.
 
     With staleness 0 a step is sampled from the weights that its update starts from. With 1 the sampling of
     step t + 1 runs in a thread while step t is learned from, so from the weights before update t; what is
     sampled still depends on nothing but the seed and those weights.
+
+    Use it as a context manager, or `close` it.
 
     Args:
         sample: rolls out a step with the given weights.
@@ -57,6 +59,12 @@ class Schedule:
 
     def _start(self, policy: nnx.State, step: int) -> None:
         self._ahead = self._thread.submit(self._sample, policy, step)
+
+    def __enter__(self) -> Schedule[T]:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """Wait for the sampling under way, whose result nobody wants any more."""

@@ -6,9 +6,9 @@ keeps a Markdown memory; the memory is drawn as a page; the model answers by loo
     draft -> render -> read (three ways) -> score -> advantages -> pack -> update
 
 `train.py` calls `rollout` and then `update`, once a step. Left out of this file on purpose: progress, logging
-and checkpoints (`train.py`), how tokens are sampled (`engine/`), how the gradient is computed (`update.py`),
-and how several processes share the work: each calls `rollout` with its own questions, and only `update` needs
-them all (`agree.py`).
+and checkpoints (`train.py`), how tokens are sampled (`engine/`), the loss (`loss.grpo_loss`) and its gradient
+(`update.py`), and how several processes share the work: each calls `rollout` with its own questions, and only
+`update` needs them all (`pack.agree`).
 """
 
 from __future__ import annotations
@@ -24,8 +24,7 @@ from memocr_jax.config import RLConfig, SamplingConfig
 from memocr_jax.core.buckets import batches
 from memocr_jax.core.types import READ_KINDS, QaExample
 from memocr_jax.rl.advantages import draft_advantages, group_advantages, read_advantages
-from memocr_jax.rl.agree import agree
-from memocr_jax.rl.pack import MiniBatch, WeightedTurn, pack_turns
+from memocr_jax.rl.pack import MiniBatch, WeightedTurn, agree, pack_turns
 from memocr_jax.rl.rewards import Scores, score_readings
 from memocr_jax.rl.update import Learner, TrainState, Update
 from render.types import Mode
@@ -122,7 +121,7 @@ def update(
     ]
     minibatches = agree(minibatches, learner.packing, learner.mesh)
 
-    # Update: PPO clip with the KL to the initial policy, one optimiser update for each mini-batch.
+    # Update: PPO clip with the KL to the initial policy (`loss.grpo_loss`), one update for each mini-batch.
     return learner.update(state, minibatches), minibatches
 
 

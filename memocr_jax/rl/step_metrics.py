@@ -1,20 +1,48 @@
-"""What a step's rollout looked like, as metrics with honest denominators."""
+"""What a step's rollout looked like, as metrics with honest denominators, and how long everything took."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+import jax
 import numpy as np
 
 from memocr_jax.agent.regions import in_heading
 from memocr_jax.core.metrics import Metrics
+from memocr_jax.core.processes import gather
 from memocr_jax.core.types import READ_KINDS, Stop, TurnKind
 from memocr_jax.models.config import Qwen25VLConfig
-from memocr_jax.models.flops import decoder_flops, head_flops, row_pairs, vision_flops
+from memocr_jax.models.flops import decoder_flops, head_flops, peak_flops, row_pairs, vision_flops
 from memocr_jax.rl.pack import MiniBatch
 from memocr_jax.rl.step import Rollout
 from render.types import PageStatus
 from render.views import image_tokens
+
+
+def exchange(result: Rollout, stop: int | None) -> tuple[dict[str, float | None], int | None]:
+    """The rollout's metrics over all processes, and the signal that any of them received."""
+    everyone = gather({"metrics": rollout_metrics(result).parts(), "stop": stop})
+    metrics = Metrics.merged(theirs["metrics"] for theirs in everyone).as_dict()
+    received = [theirs["stop"] for theirs in everyone if theirs["stop"] is not None]
+    return metrics, received[0] if received else None
+
+
+def timing(
+    metrics: Mapping[str, float | None], step_s: float, stages: Mapping[str, float], flops: float
+) -> dict[str, float | None]:
+    """What depends on the clock: seconds by stage (of process 0), and what they make of the step's work.
+
+    `flops` are those of this process's part of the update (`update_flops`).
+    """
+    stages = {"render_exposed": 0.0, **stages}
+    peak = peak_flops(jax.devices()[0].device_kind)
+    return {
+        **{f"time/{name}_s": value for name, value in sorted(stages.items()) if name != "render_exposed"},
+        "time/step_s": step_s,
+        "time/tokens_per_s": metrics["rollout/sampled_tokens"] / step_s,
+        "render/exposed_s": stages["render_exposed"],
+        "update/mfu": flops / (peak * jax.local_device_count() * stages["update"]) if peak else None,
+    }
 
 
 def update_flops(minibatches: Sequence[MiniBatch], model: Qwen25VLConfig, trainable: str) -> float:

@@ -14,9 +14,25 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
-from memocr_jax.config import LoraConfig
+from memocr_jax.config import Config, LoraConfig
 from memocr_jax.core.sharding import abstract_like, param_shardings
 from memocr_jax.models import lora as adapters
+from memocr_jax.models.config import Qwen25VLConfig
+from memocr_jax.models.qwen25_vl import abstract_model
+
+
+def training_graph(config: Config, model: Qwen25VLConfig, mesh: Mesh) -> nnx.GraphDef:
+    """The graph of the model (without adapters) as it is trained: `train.remat` says what its layers keep for
+    the backward pass."""
+    graphdef, _ = abstract_model(
+        model,
+        dtype=jnp.dtype(config.model.dtype),
+        param_dtype=config.param_dtype,
+        remat=config.train.remat,
+        attention=config.model.attention,
+        mesh=mesh,
+    )
+    return graphdef
 
 
 class Trainable:

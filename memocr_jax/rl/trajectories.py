@@ -21,22 +21,32 @@ from render.views import image_tokens
 
 
 class TrajectoryLog:
-    """Writes trajectories below a run directory, and removes those of an earlier attempt after `step`."""
+    """Writes trajectories below a run directory, and removes those of an earlier attempt after `step`.
 
-    def __init__(self, run_dir: Path, log: LogConfig, tokenizer: Tokenizer, step: int):
+    `quiet`: touch nothing (all processes but the first).
+    """
+
+    def __init__(self, run_dir: Path, log: LogConfig, tokenizer: Tokenizer, step: int, quiet: bool = False):
         self._directory, self._log, self._tokenizer = run_dir / "trajectories", log, tokenizer
+        self._quiet = quiet
+        if quiet:
+            return
         for path in self._directory.glob("step_*.jsonl"):
             if _step_of(path) > step:
                 _remove_trajectory(path)
 
     def write(self, step: int, result: Rollout) -> None:
-        """Write the turns of the step's first questions, when this step is one whose turns are kept."""
+        """Write the turns of the step's first questions, when this step is one whose turns are kept.
+
+        Those of all but the newest `log.keep_trajectory_steps` steps are removed.
+        """
         log = self._log
-        if not log.trajectory_every_steps or step % log.trajectory_every_steps:
+        if self._quiet or not log.trajectory_every_steps or step % log.trajectory_every_steps:
             return
-        _TrajectoryWriter(self._directory, step, result, self._tokenizer).write(log.trajectory_questions)
-        written = sorted(self._directory.glob("step_*.jsonl"), key=_step_of)
-        for path in written[: -log.keep_trajectory_steps]:
+        if log.keep_trajectory_steps:
+            _TrajectoryWriter(self._directory, step, result, self._tokenizer).write(log.trajectory_questions)
+        newest_first = sorted(self._directory.glob("step_*.jsonl"), key=_step_of, reverse=True)
+        for path in newest_first[log.keep_trajectory_steps :]:
             _remove_trajectory(path)
 
 

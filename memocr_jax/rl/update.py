@@ -1,4 +1,7 @@
-"""The learner: log-probabilities, accumulated gradients, one optimiser update for each mini-batch."""
+"""The learner: log-probabilities, accumulated gradients, one optimiser update for each mini-batch.
+
+The loss itself is `loss.grpo_loss`; `_accumulate` below takes its gradient.
+"""
 
 from __future__ import annotations
 
@@ -9,20 +12,19 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax import nnx
 from jaxtyping import Array, Float
 
-from memocr_jax.agent.system import System
-from memocr_jax.config import LoraConfig, OptimizerConfig, RLConfig
+from memocr_jax.config import Config, RLConfig
 from memocr_jax.core.metrics import Stopwatch
-from memocr_jax.core.sharding import put_batch, replicated
+from memocr_jax.core.sharding import batch_sharding, put_batch, put_scalar, replicated
 from memocr_jax.core.types import TrainBatch
-from memocr_jax.rl.loss import Denominators, aggregate, kl_estimate, policy_loss
+from memocr_jax.models.config import Qwen25VLConfig
+from memocr_jax.rl.loss import SUMS, Denominators, grpo_loss
 from memocr_jax.rl.optimizer import abstract_optimizer, init_optimizer, make_optimizer
-from memocr_jax.rl.pack import MiniBatch, Packing
-from memocr_jax.rl.trainable import Trainable
+from memocr_jax.rl.pack import MiniBatch, Packing, Shape, empty_batch
+from memocr_jax.rl.trainable import Trainable, training_graph
 
 
 @dataclasses.dataclass
@@ -86,7 +88,10 @@ def token_logp(
     _, (logp, entropy) = jax.lax.scan(
         lambda _, x: (None, one(*x)), None, (hidden.transpose(1, 0, 2, 3), target.transpose(1, 0, 2))
     )
-    unchunk = lambda x: x.transpose(1, 0, 2).reshape(rows, -1)[:, :sampled]  # noqa: E731
+
+    def unchunk(x: Array) -> Array:
+        return x.transpose(1, 0, 2).reshape(rows, -1)[:, :sampled]
+
     return unchunk(logp), unchunk(entropy)
 
 
@@ -94,43 +99,36 @@ class Learner:
     """Turns packed mini-batches into updates of a `TrainState` on one mesh.
 
     Args:
-        graphdef: of the model without adapters.
-        initial: all its parameters at the start of the run: the reference policy, of which a copy of the
-            trained part is held if there is a KL term (with adapters: none, the reference is the base), and
-            the part that stays frozen.
-        mesh: their devices.
-        temperature: of sampling; log-probabilities are those of the distribution that was sampled from.
-        logp_chunk_tokens: see `token_logp`.
-        longest_completion: in tokens.
-        trainable, lora, seed: see `Trainable`.
+        config: of the run. Log-probabilities are those of the distribution that was sampled from, so
+            `sampling.temperature` counts too.
+        model: the model's description.
+        mesh: the devices of the parameters.
+        initial: all parameters at the start of the run: the reference policy, of which a copy of the trained
+            part is held if there is a KL term (with adapters: none, the reference is the base), and the part
+            that stays frozen. Abstract ones (jax.ShapeDtypeStruct) do for `lower`.
+        stopwatch: it counts the seconds of `update`.
     """
 
     def __init__(
         self,
-        graphdef: nnx.GraphDef,
-        initial: nnx.State,
+        config: Config,
+        model: Qwen25VLConfig,
         mesh: jax.sharding.Mesh,
-        rl: RLConfig,
-        optimizer: OptimizerConfig,
-        packing: Packing,
-        temperature: float,
-        logp_chunk_tokens: int,
-        longest_completion: int,
+        initial: nnx.State,
         stopwatch: Stopwatch,
-        *,
-        trainable: str = "all",
-        lora: LoraConfig | None = None,
-        seed: int = 0,
     ):
-        self.packing, self.mesh = packing, mesh
-        self.optimizer = make_optimizer(optimizer)
-        self.clip_norm = optimizer.clip_norm
-        self._rl, self._longest, self._stopwatch = rl, longest_completion, stopwatch
-        self._trainable = Trainable(graphdef, initial, trainable, lora or LoraConfig(), mesh, seed)
+        rl, trainable = config.rl, config.train.trainable
+        self.packing, self.mesh = Packing.of(config, model), mesh
+        self.optimizer = make_optimizer(config.optimizer)
+        self._rl, self._clip_norm, self._stopwatch = rl, config.optimizer.clip_norm, stopwatch
+        self._longest = max(config.agent.draft_max_new_tokens, config.agent.read_max_new_tokens)
+        graphdef = training_graph(config, model, mesh)
+        self._trainable = Trainable(graphdef, initial, trainable, config.lora, mesh, config.run.seed)
+        temperature, chunk_tokens = config.sampling.temperature, config.train.logp_chunk_tokens
 
         def logp(graphdef, trained, frozen, batch):
             params = self._trainable.whole(trained, frozen)
-            return token_logp(graphdef, params, batch, temperature, logp_chunk_tokens)
+            return token_logp(graphdef, params, batch, temperature, chunk_tokens)
 
         ours = functools.partial(logp, self._trainable.graphdef)
         self._logp = jax.jit(lambda *args: ours(*args)[0])
@@ -190,11 +188,14 @@ class Learner:
         """Trees to save: `params` is always the whole policy; `restored` needs those of `abstract_items`."""
         return {**self._trainable.saved(state.params), "opt_state": state.opt_state}
 
+    def abstract_state(self) -> TrainState:
+        """Shapes, types and shardings of a state's arrays, without their memory."""
+        trained = self._trainable.abstract()
+        return TrainState(trained, abstract_optimizer(self.optimizer, trained, self.mesh))
+
     def abstract_items(self) -> dict[str, Any]:
         """Shapes, types and shardings of the items that `restored` takes, without their memory."""
-        trained = self._trainable.abstract()
-        opt_state = abstract_optimizer(self.optimizer, trained, self.mesh)
-        return {**self._trainable.abstract_saved(), "opt_state": opt_state}
+        return {**self._trainable.abstract_saved(), "opt_state": self.abstract_state().opt_state}
 
     def restored(self, items: dict[str, Any], step: int, updates: int, skipped_in_row: int = 0) -> TrainState:
         """The state of a checkpoint's items."""
@@ -234,7 +235,7 @@ class Learner:
             counts = minibatch.tokens, minibatch.sequences, self._longest
             # The policy that is updated is still the one that the step began with.
             at_start = recompute or number == 0
-            *denominators, at_start = (self._scalar(n) for n in (*counts, at_start))
+            *denominators, at_start = (put_scalar(n, self.mesh) for n in (*counts, at_start))
             grads, sums = self._zeros(params)
             for batch, old_logp, ref_logp in micro:
                 grads, sums = self._accumulate(
@@ -262,15 +263,20 @@ class Learner:
         skipped = tuple(i for i, (*_, good) in zip(indices, results, strict=True) if not good)
         return Update(new, self._metrics(applied, len(skipped)), skipped)
 
-    def programs(self, batch: TrainBatch) -> dict[str, jax.stages.Lowered]:
-        """The programs of an update, by name, for micro-batches like `batch` (abstract, sharded).
+    def lower(self, shape: Shape) -> dict[str, jax.stages.Lowered]:
+        """The programs of an update by name, lowered for micro-batches of one shape; nothing is run.
 
-        Lowered for the devices that the mesh names, which need not be here; nothing is run.
-        `log-probabilities` are those of the old or the reference policy."""
-        trained, frozen = self._trainable.abstract(), self._trainable.frozen
-        place = lambda shape, sharding: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding)  # noqa: E731
-        one = place((), replicated(self.mesh))
-        logp = place(batch.target.shape, batch.target.sharding)
+        The devices that the mesh names need not be here. `gradient` is that of a micro-batch, `apply` the
+        optimiser's update, and `log-probabilities` (only where a step needs them) are those of the old or the
+        reference policy.
+        """
+        state, frozen = self.abstract_state(), self._trainable.frozen
+        trained, rows = state.params, batch_sharding(self.mesh)
+        batch = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows), empty_batch(shape, self.packing)
+        )
+        one = jax.ShapeDtypeStruct((), jnp.float32, sharding=replicated(self.mesh))
+        logp = jax.ShapeDtypeStruct(batch.target.shape, jnp.float32, sharding=rows)
         recomputed = self._rl.old_logp == "recomputed"
         accumulate = self._accumulate.lower(
             trained,
@@ -281,18 +287,13 @@ class Learner:
             Denominators(one, one, one),
             one,
             grads=trained,
-            sums=dict.fromkeys(_SUMS, one),
+            sums=dict.fromkeys(SUMS, one),
         )
-        opt_state = self.abstract_items()["opt_state"]
-        apply = self._apply.lower(params=trained, opt_state=opt_state, grads=trained, loss=one)
+        apply = self._apply.lower(params=trained, opt_state=state.opt_state, grads=trained, loss=one)
         programs = {"gradient": accumulate, "apply": apply}
         if recomputed or self._ref_logp:
             programs["log-probabilities"] = self._logp.lower(trained, frozen, batch)
         return programs
-
-    def _scalar(self, value: float) -> jax.Array:
-        """f32[] on every device of the mesh; all processes pass the same."""
-        return jax.make_array_from_callback((), replicated(self.mesh), lambda _: np.float32(value))
 
     def _metrics(self, applied, skipped: int) -> dict[str, float | None]:
         """`applied` are the mini-batches that were learned from, each with (sums, norm, True)."""
@@ -300,7 +301,7 @@ class Learner:
         counts = {"update/tokens": tokens, "update/updates": updates, "update/skipped": skipped}
         if not updates:
             return counts
-        total = {name: float(sum(sums[name] for _, (sums, *_) in applied)) for name in _SUMS}
+        total = {name: float(sum(sums[name] for _, (sums, *_) in applied)) for name in SUMS}
         norms = [norm for _, (_, norm, _) in applied]
 
         def mean(name: str, number: float, exists: bool = True) -> float | None:
@@ -322,14 +323,9 @@ class Learner:
             "tis/truncated_share": mean("tis_truncated", tokens, tis),
             "rollout/logp_gap": mean("logp_gap", total["logp_gap_tokens"]),
             "grad/norm": sum(norms) / updates,
-            "grad/clipped_share": sum(norm > self.clip_norm for norm in norms) / updates,
+            "grad/clipped_share": sum(norm > self._clip_norm for norm in norms) / updates,
             **counts,
         }
-
-
-_PER_TOKEN = ("ratio", "clipped_low", "clipped_high", "dual_clipped", "tis_weight", "tis_truncated")
-"""Fields of `PolicyLoss` that are summed as metrics."""
-_SUMS = ("loss", "policy", "kl_loss", "kl", "entropy", "logp_gap", "logp_gap_tokens", *_PER_TOKEN)
 
 
 def _copy(x):
@@ -339,46 +335,24 @@ def _copy(x):
 
 def _zeros(params):
     """Gradients and sums before the first micro-batch."""
-    return jax.tree.map(jnp.zeros_like, params), {name: jnp.zeros((), jnp.float32) for name in _SUMS}
+    return jax.tree.map(jnp.zeros_like, params), {name: jnp.zeros((), jnp.float32) for name in SUMS}
 
 
 def _accumulate(
     logp_fn, rl: RLConfig, params, frozen, batch: TrainBatch, old_logp, ref_logp, denominators, at_start,
     *, grads, sums,
 ):  # fmt: skip
-    """Add one micro-batch's gradient and sums.
+    """Add one micro-batch's gradient, and what `grpo_loss` sums.
 
-    `old_logp` None: the policy's own at this moment, or the sampler's, as `rl.old_logp` says. `at_start` is 1
-    where the gap to the sampler is that of the parameters the step began with.
+    `old_logp` None: the policy's own at this moment, or the sampler's, as `rl.old_logp` says.
     """
 
     def loss_fn(params):
         logp, entropy = logp_fn(params, frozen, batch)
-        now = jax.lax.stop_gradient(logp)
-        start = now if old_logp is None else old_logp
-        old = batch.sampler_logp if rl.old_logp == "sampler" else start
-        mask = batch.loss_mask
-        policy = policy_loss(logp, old, batch.sampler_logp, batch.advantage, mask, batch.sequence, rl)
-        kl = jnp.zeros_like(logp)
-        if ref_logp is not None:
-            kl = kl_estimate(jnp.where(mask, logp, 0.0), jnp.where(mask, ref_logp, 0.0), rl.kl_estimator)
-        mean = lambda x: aggregate(x, mask, batch.sequence, denominators, rl.aggregation)  # noqa: E731
-        policy_mean, kl_mean = mean(policy.loss), rl.kl_coef * mean(kl)
-        total = lambda x: jnp.where(mask, x, 0.0).sum()  # noqa: E731
-        shares = {
-            "loss": policy_mean + kl_mean,
-            "policy": policy_mean,
-            "kl_loss": kl_mean,
-            "kl": total(kl),
-            "entropy": total(entropy),
-            "logp_gap": at_start * total(jnp.abs(start - batch.sampler_logp)),
-            "logp_gap_tokens": at_start * mask.sum(),
-            **{name: total(getattr(policy, name)) for name in _PER_TOKEN},
-        }
-        return policy_mean + kl_mean, shares
+        return grpo_loss(logp, entropy, batch, old_logp, ref_logp, denominators, at_start, rl)
 
     gradient, shares = jax.grad(loss_fn, has_aux=True)(params)
-    return jax.tree.map(jnp.add, grads, gradient), {name: sums[name] + shares[name] for name in _SUMS}
+    return jax.tree.map(jnp.add, grads, gradient), {name: sums[name] + shares[name] for name in SUMS}
 
 
 def _apply(optimizer, params, opt_state, grads, loss):
@@ -386,34 +360,9 @@ def _apply(optimizer, params, opt_state, grads, loss):
     norm = optax.tree.norm(grads)
     good = jnp.isfinite(norm) & jnp.isfinite(loss)
     updates, new_opt_state = optimizer.update(grads, opt_state, params)
-    keep = lambda new, old: jnp.where(good, new, old)  # noqa: E731
+
+    def keep(new, old):
+        return jnp.where(good, new, old)
+
     new_params = optax.apply_updates(params, updates)
     return jax.tree.map(keep, new_params, params), jax.tree.map(keep, new_opt_state, opt_state), norm, good
-
-
-def build_learner(system: System, initial: nnx.State, stopwatch: Stopwatch) -> Learner:
-    """The learner of a run that starts from `initial`, its reference policy if there is a KL term."""
-    config = system.config
-    packing = Packing(
-        system.model,
-        config.train.max_row_tokens,
-        config.train.micro_batch_rows // jax.process_count(),
-        config.train.length_multiple,
-        config.engine.window_multiple,
-        config.train.row_layout,
-    )
-    return Learner(
-        system.graphdef,
-        initial,
-        system.mesh,
-        config.rl,
-        config.optimizer,
-        packing,
-        config.sampling.temperature,
-        config.train.logp_chunk_tokens,
-        max(config.agent.draft_max_new_tokens, config.agent.read_max_new_tokens),
-        stopwatch,
-        trainable=config.train.trainable,
-        lora=config.lora,
-        seed=config.run.seed,
-    )

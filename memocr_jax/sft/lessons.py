@@ -63,6 +63,8 @@ class Taught:
 
     turn: Turn
     region: Region
+    advantage: float = 1.0
+    """The weight of each of its tokens, as packing takes it; all that is taught weighs the same."""
 
 
 class Lessons:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -17,6 +18,12 @@ from memocr_jax.models.rope import inverse_frequencies
 
 OUTPUTS = ("o_proj", "down_proj", "proj")
 """Modules whose product is added to what flows through the layers."""
+
+
+def from_nothing(params: nnx.State, config: Qwen25VLConfig) -> nnx.State:
+    """`params` with silent blocks and a head that looks one token back, laid out as they are."""
+    shardings = jax.tree.map(lambda x: x.sharding, params)
+    return jax.jit(lambda x: look_back(silence_blocks(x), config), out_shardings=shardings)(params)
 
 
 def silence_blocks(params: nnx.State) -> nnx.State:

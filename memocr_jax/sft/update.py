@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -11,11 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from memocr_jax.config import OptimizerConfig
-from memocr_jax.core.sharding import put_batch
+from memocr_jax.config import Config
+from memocr_jax.core.sharding import abstract_like, put_batch
 from memocr_jax.core.types import TrainBatch
-from memocr_jax.rl.optimizer import init_optimizer, make_optimizer
-from memocr_jax.rl.pack import Packing, WeightedTurn, pack_turns
+from memocr_jax.models.config import Qwen25VLConfig
+from memocr_jax.rl.optimizer import abstract_optimizer, init_optimizer, make_optimizer
+from memocr_jax.rl.pack import Packing, micro_batches, pack_rows, pack_turns
+from memocr_jax.rl.trainable import training_graph
 from memocr_jax.rl.update import token_logp
 from memocr_jax.sft.lessons import Taught
 
@@ -35,25 +38,26 @@ class SftState(NamedTuple):
 
 def pack_lesson(lesson: str, rows: Sequence[Sequence[Taught]], packing: Packing) -> list[TaughtBatch]:
     """The rows of one lesson as batches of few shapes."""
-    turns = [WeightedTurn(taught.turn, 1.0) for row in rows for taught in row]
-    batches = pack_turns(turns, packing).batches
+    batches = pack_turns([taught for row in rows for taught in row], packing).batches
     return [TaughtBatch(lesson, batch, int(batch.loss_mask.sum())) for batch in batches]
 
 
-class Teacher:
-    """Cross-entropy training of all parameters on one mesh."""
+def metrics_of(sums: dict[str, tuple[float, float, int]]) -> dict[str, float]:
+    """Metrics of an update, by lesson: the mean of -log p, and the share of tokens above one half."""
+    metrics = {}
+    for lesson, (loss, sure, tokens) in sums.items():
+        metrics |= {f"warmup/{lesson}/loss": loss / tokens, f"warmup/{lesson}/sure": sure / tokens}
+    return metrics
 
-    def __init__(
-        self,
-        graphdef: nnx.GraphDef,
-        optimizer: OptimizerConfig,
-        packing: Packing,
-        mesh: jax.sharding.Mesh,
-        logp_chunk_tokens: int,
-    ):
-        self.packing, self.mesh = packing, mesh
-        self.optimizer = make_optimizer(optimizer)
-        self._logp = lambda params, batch: token_logp(graphdef, params, batch, 1.0, logp_chunk_tokens)[0]
+
+class Teacher:
+    """Cross-entropy training of all parameters of `model` on one mesh, as `config` describes it."""
+
+    def __init__(self, config: Config, model: Qwen25VLConfig, mesh: jax.sharding.Mesh):
+        self.packing, self.mesh = Packing.of(config, model), mesh
+        self.optimizer = make_optimizer(config.optimizer)
+        graphdef, chunk_tokens = training_graph(config, model, mesh), config.train.logp_chunk_tokens
+        self._logp = lambda params, batch: token_logp(graphdef, params, batch, 1.0, chunk_tokens)[0]
         self._step = jax.jit(functools.partial(_gradient, self._logp), donate_argnums=(1,))
         self._apply = jax.jit(functools.partial(_apply, self.optimizer), donate_argnums=(0, 1))
         self._zeros = jax.jit(lambda params: jax.tree.map(jnp.zeros_like, params))
@@ -61,6 +65,10 @@ class Teacher:
 
     def init(self, params: nnx.State) -> SftState:
         return SftState(params, init_optimizer(self.optimizer, params, self.mesh))
+
+    def abstract_state(self, params: nnx.State) -> SftState:
+        """Shapes, types and shardings of the state that `init(params)` gives, without its memory."""
+        return SftState(abstract_like(params), abstract_optimizer(self.optimizer, params, self.mesh))
 
     def update(
         self, state: SftState, batches: Sequence[TaughtBatch]
@@ -87,19 +95,17 @@ class Teacher:
 
         A turn counts when every token of it has a probability above one half given those before it.
         """
-        regions = sorted({taught.region for row in rows for taught in row})
-        # A turn's weight, which is not used here, carries its region through packing.
-        turns = [WeightedTurn(t.turn, float(regions.index(t.region))) for row in rows for t in row]
-        good, number = np.zeros(len(regions), int), np.zeros(len(regions), int)
-        for batch in pack_turns(turns, self.packing).batches:
-            missed = np.asarray(self._missed(params, put_batch(batch, self.mesh)))
-            for b in range(len(missed)):
-                for k in np.unique(batch.sequence[b][batch.loss_mask[b]]):
+        good: Counter[str] = Counter()
+        number: Counter[str] = Counter()
+        for shape, arranged in micro_batches([taught for row in rows for taught in row], self.packing):
+            batch = pack_rows(arranged, shape, self.packing)
+            missed = jax.device_get(self._missed(params, put_batch(batch, self.mesh)))
+            for b, row in enumerate(arranged):
+                for k, taught in enumerate(row):
                     tokens = batch.loss_mask[b] & (batch.sequence[b] == k)
-                    region = int(batch.advantage[b][tokens][0])
-                    number[region] += 1
-                    good[region] += not missed[b][tokens].any()
-        return {name: (int(g), int(n)) for name, g, n in zip(regions, good, number, strict=True)}
+                    number[taught.region] += 1
+                    good[taught.region] += not missed[b][tokens].any()
+        return {region: (good[region], n) for region, n in number.items()}
 
 
 def _gradient(logp_fn, params, grads, batch, total):

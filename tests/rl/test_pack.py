@@ -1,16 +1,25 @@
-"""Turns to packed rows."""
+"""Turns to packed rows; mini-batches of several processes."""
+
+import json
 
 import jax
 import numpy as np
 import pytest
 
+from memocr_jax.config import Config, EngineConfig, TrainConfig
 from memocr_jax.core.types import Completion, RowLayout, Stop, Turn, TurnKind
+from memocr_jax.rl import pack as module
 from memocr_jax.rl.pack import (
+    MiniBatch,
     Packing,
+    Shape,
     WeightedTurn,
+    agree,
     batch_shape,
     empty_batch,
     load_minibatch,
+    micro_batches,
+    pack_rows,
     pack_turns,
     save_minibatch,
 )
@@ -112,8 +121,8 @@ def test_a_minibatch_comes_back_from_its_file(small_model, tmp_path, row_layout)
     save_minibatch(tmp_path / "m.npz", minibatch)
     loaded = load_minibatch(tmp_path / "m.npz")
 
-    def counts(m):
-        return (m.tokens, m.sequences, m.longest)
+    def counts(minibatch):
+        return minibatch.tokens, minibatch.sequences, minibatch.longest
 
     assert counts(loaded) == counts(minibatch) == (12, 3, 9)
     assert jax.tree.structure(loaded.batches) == jax.tree.structure(minibatch.batches)
@@ -150,3 +159,90 @@ def test_aligned_rows_are_split_by_their_padded_length(small_model):
     layouts = sorted((b.layout.siblings, b.layout.own) for b in minibatch.batches)
     assert layouts == [(2, 3), (2, 6), (2, 8)]
     assert sum(int(b.loss_mask.sum()) for b in minibatch.batches) == minibatch.tokens == 21
+
+
+def test_an_arrangement_says_which_turn_is_where(small_model):
+    """A caller finds each of its turns again in the packed rows."""
+    turns = [turn([i], [20], [30 + 10 * i + k] * (1 + k)) for i in range(3) for k in range(2)]
+    found = []
+    for shape, rows in micro_batches(turns, packing(small_model)):
+        batch = pack_rows(rows, shape, packing(small_model))
+        for b, row in enumerate(rows):
+            for k, t in enumerate(row):
+                tokens = batch.target[b][batch.loss_mask[b] & (batch.sequence[b] == k)]
+                np.testing.assert_array_equal(tokens, t.turn.completion.tokens)
+                found.append(int(tokens[0]))
+    assert sorted(found) == [30, 31, 40, 41, 50, 51]
+
+
+def test_a_process_packs_its_share_of_a_micro_batch(monkeypatch, small_model):
+    config = Config(
+        engine=EngineConfig(window_multiple=3),
+        train=TrainConfig(max_row_tokens=99, micro_batch_rows=8, length_multiple=5, row_layout="aligned"),
+    )
+    monkeypatch.setattr(module.jax, "process_count", lambda: 2)
+    assert Packing.of(config, small_model.config) == Packing(small_model.config, 99, 4, 5, 3, "aligned")
+
+
+# Mini-batches of several processes: shapes alike, sums over all, image features in their place.
+
+
+def exchange(monkeypatch, how, everyone):
+    """What each process makes of its mini-batches when they are exchanged."""
+    sent = []
+    monkeypatch.setattr(module.jax, "process_count", lambda: len(everyone))
+    for process, minibatches in enumerate(everyone):
+        monkeypatch.setattr(module, "own_rows", lambda mesh, p=process: (2 * p, 2))
+        monkeypatch.setattr(
+            module, "gather", lambda mine: sent.append(json.loads(json.dumps(mine))) or [mine]
+        )
+        agree(minibatches, how, None)
+    results = []
+    for process, minibatches in enumerate(everyone):
+        monkeypatch.setattr(module, "own_rows", lambda mesh, p=process: (2 * p, 2))
+        monkeypatch.setattr(module, "gather", lambda mine: sent)
+        results.append(agree(minibatches, how, None))
+    return results
+
+
+def test_who_lacks_a_micro_batch_adds_padding(monkeypatch, small_model):
+    how = packing(small_model, length_multiple=16)
+    text, page = Shape(0, 32, 8), Shape(1, 48, 16)
+
+    def make(shape):
+        return empty_batch(shape, how)._replace(advantage=np.ones((2, shape.sampled), np.float32))
+
+    everyone = [
+        [MiniBatch([make(page), make(text), make(text)], tokens=5, sequences=2, longest=4)],
+        [MiniBatch([make(text)], tokens=7, sequences=3, longest=6)],
+    ]
+    first, second = (result[0] for result in exchange(monkeypatch, how, everyone))
+    for agreed in (first, second):
+        assert [batch_shape(b) for b in agreed.batches] == [text, text, page]
+        assert (agreed.tokens, agreed.sequences, agreed.longest) == (12, 5, 6)
+
+    def real(minibatch):
+        return [bool(batch.advantage.any()) for batch in minibatch.batches]
+
+    assert real(first) == [True, True, True] and real(second) == [True, False, False]
+    padding = second.batches[2]
+    assert (padding.segments == -1).all() and not padding.loss_mask.any() and not padding.vision.valid.any()
+
+
+def test_image_features_of_a_process_come_after_those_of_the_processes_before_it(monkeypatch, small_model):
+    how = packing(small_model, length_multiple=16)
+    batch = empty_batch((1, 32, 8), how)
+    slots = np.full((2, 32), -1, np.int32)
+    slots[0, 3], slots[1, 5] = 0, 16  # the first features of the two rows: 16 slots in a window
+    batch = batch._replace(image_slots=slots)
+    everyone = [[MiniBatch([batch], 1, 1, 1)]] * 2
+    first, second = (r[0].batches[0].image_slots for r in exchange(monkeypatch, how, everyone))
+    np.testing.assert_array_equal(first, slots)
+    # Process 1's rows are 2 and 3 of the global batch, so its features begin at 2 x 16.
+    assert (second[0, 3], second[1, 5]) == (32, 48) and (second >= 0).sum() == 2
+
+
+def test_alone_nothing_changes(small_model):
+    how = packing(small_model)
+    minibatches = [MiniBatch([], 0, 0, 0)]
+    assert agree(minibatches, how, None)[0] is minibatches[0]

@@ -14,7 +14,7 @@ from memocr_jax.core.types import TurnKind
 from memocr_jax.data.loader import load_examples
 from memocr_jax.rl.step import rollout, update, weighted_turns
 from memocr_jax.rl.step_metrics import rollout_metrics
-from memocr_jax.rl.update import build_learner
+from memocr_jax.rl.update import Learner
 from render.types import PageStatus
 
 Q, G = 2, 4
@@ -75,7 +75,7 @@ def run_step(config, texts=None, without_answer=(), kill_at=0):
         dataclasses.replace(examples[i], answers=()) if i in without_answer else examples[i] for i in range(Q)
     ]
     initial = system.initial_params()
-    learner = build_learner(system, initial, stopwatch)
+    learner = Learner(config, system.model, system.mesh, initial, stopwatch)
     with system.agent(stopwatch) as agent:
         if texts:
             agent = dataclasses.replace(agent, renderer=Tampering(agent.renderer, texts))
@@ -83,11 +83,12 @@ def run_step(config, texts=None, without_answer=(), kill_at=0):
             killing = Killing(agent.renderer, kill_at)
             agent = dataclasses.replace(agent, renderer=killing)
         state = learner.init(initial)
-        policy = system.sampler_params(learner.policy_params(state))
-        result = rollout(agent, policy, batch, config.rl, config.sampling, 1)
+        with jax.transfer_guard("disallow"):
+            policy = system.sampler_params(learner.policy_params(state))
+            result = rollout(agent, policy, batch, config.rl, config.sampling, 1)
+            updated, _ = update(learner, state, result, config.rl.minibatch_questions)
         if kill_at:
             assert killing.killed, "no browser was there to be killed"
-        updated, _ = update(learner, state, result, config.rl.minibatch_questions)
     assert set(stopwatch.take()) == {"draft", "render_exposed", "read", "update"}
     params = [np.asarray(x) for x in jax.tree.leaves(updated.state.params)]
     return result, updated.metrics, params, updated.state

@@ -7,14 +7,25 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from memocr_jax.config import EngineConfig, LoraConfig, MeshConfig, OptimizerConfig, RLConfig, SamplingConfig
+from memocr_jax.config import (
+    AgentConfig,
+    Config,
+    EngineConfig,
+    LoraConfig,
+    MeshConfig,
+    ModelConfig,
+    OptimizerConfig,
+    RLConfig,
+    SamplingConfig,
+    TrainConfig,
+)
 from memocr_jax.core.metrics import Stopwatch
 from memocr_jax.core.rng import row_key
-from memocr_jax.core.sharding import make_mesh, put_batch
+from memocr_jax.core.sharding import make_mesh, put_batch, put_scalar
 from memocr_jax.core.types import Completion, Stop, Turn, TurnKind
 from memocr_jax.engine import Engine, PromptGroup
 from memocr_jax.rl.loss import Denominators
-from memocr_jax.rl.pack import Packing, WeightedTurn, pack_turns
+from memocr_jax.rl.pack import Shape, WeightedTurn, pack_turns
 from memocr_jax.rl.update import Learner
 from memocr_jax.runs.checkpoint import Checkpoints, Meta
 
@@ -22,6 +33,7 @@ RL = RLConfig(kl_coef=0.1)
 # A large eps keeps the update nearly linear in the gradient: Adam would blow rounding of tiny gradients up.
 OPTIMIZER = OptimizerConfig(learning_rate=1e-3, warmup_steps=0, eps=1e-2)
 SAMPLING = SamplingConfig(top_p=1.0)
+LORA = LoraConfig(rank=2, alpha=6.0, targets=("q_proj", "gate_proj"))
 
 
 def prompts():
@@ -91,14 +103,27 @@ def new_learner(
     length_multiple=16,
     optimizer=OPTIMIZER,
     chunk=16,
-    row_layout="packed",
-    **options,
+    lora=LORA,
+    **train,
 ):
-    graphdef, params = small_model.on(mesh)
-    packing = Packing(small_model.config, max_row_tokens, rows, length_multiple, 1, row_layout)
+    _, params = small_model.on(mesh)
+    config = Config(
+        model=ModelConfig(dtype="float32"),
+        agent=AgentConfig(draft_max_new_tokens=7, read_max_new_tokens=5),
+        engine=EngineConfig(window_multiple=1),
+        rl=rl,
+        optimizer=optimizer,
+        lora=lora,
+        train=TrainConfig(
+            micro_batch_rows=rows,
+            max_row_tokens=max_row_tokens,
+            length_multiple=length_multiple,
+            logp_chunk_tokens=chunk,
+            **train,
+        ),
+    )
     reference = jax.tree.map(lambda x: x * 1.01, params)  # not the policy itself, so that the KL is not zero
-    args = (rl, optimizer, packing, 1.0, chunk, 7, Stopwatch())
-    return Learner(graphdef, reference, mesh, *args, **options)
+    return Learner(config, small_model.config, mesh, reference, Stopwatch())
 
 
 def run(small_model, mesh, turns, steps=3, minibatches=1, **options):
@@ -319,7 +344,7 @@ def gradient(learner, params, turns):
     minibatch = pack_turns(turns, learner.packing)
     split = learner._trainable
     trained, frozen = (split.fresh(params), params) if split.kind == "lora" else split._split(params)
-    counts = (learner._scalar(n) for n in (minibatch.tokens, minibatch.sequences, 7))
+    counts = (put_scalar(n, learner.mesh) for n in (minibatch.tokens, minibatch.sequences, 7))
     denominators, grads = Denominators(*counts), learner._zeros(trained)
     for batch in minibatch.batches:
         batch = put_batch(batch, learner.mesh)
@@ -331,7 +356,7 @@ def gradient(learner, params, turns):
             None,
             ref,
             denominators,
-            learner._scalar(1),
+            put_scalar(1, learner.mesh),
             grads=grads[0],
             sums=grads[1],
         )
@@ -360,6 +385,19 @@ def test_sharing_the_prefix_changes_no_gradient(small_model, tiny_mesh, turns, o
     check_gradients(ours, theirs)
 
 
+def test_remat_says_what_layers_keep_for_the_backward_pass(small_model, tiny_mesh, turns):
+    """Less is kept, more is computed again, and the gradient is the same."""
+    kept, found = {}, {}
+    for remat in ("none", "dots", "full"):
+        learner, params = make_learner(small_model, tiny_mesh, remat=remat)
+        lowered = learner.lower(Shape(windows=1, length=256, sampled=64))["gradient"]
+        kept[remat] = lowered.compile().memory_analysis().temp_size_in_bytes
+        found[remat], _ = gradient(learner, params, turns)
+    assert kept["none"] > 1.1 * kept["dots"] and kept["dots"] > 1.1 * kept["full"], kept
+    for remat in ("none", "dots"):
+        check_gradients(found[remat], found["full"])
+
+
 def test_a_frozen_vision_tower_has_neither_gradients_nor_moments(small_model, tiny_mesh, turns):
     learner, params = make_learner(small_model, tiny_mesh, trainable="decoder")
     turns = [t for t in turns if t.turn.image is not None]
@@ -384,8 +422,7 @@ def test_a_frozen_vision_tower_has_neither_gradients_nor_moments(small_model, ti
 
 
 def test_adapters_learn_with_the_base_as_reference(small_model, tiny_mesh, texts, tmp_path):
-    lora = LoraConfig(rank=2, alpha=6.0, targets=("q_proj", "gate_proj"))
-    learner, params = make_learner(small_model, tiny_mesh, trainable="lora", lora=lora)
+    learner, params = make_learner(small_model, tiny_mesh, trainable="lora")
     every, _ = make_learner(small_model, tiny_mesh)
     base = learner._trainable.frozen  # what the learner was made with; `params` plays no part
 
