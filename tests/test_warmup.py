@@ -104,13 +104,22 @@ def test_a_conversation_is_its_chat_markup(conversations):
 @pytest.mark.parametrize(
     ("line", "complaint"),
     [
-        ("nonsense", 'not a JSON object with "messages"'),
-        ('{"messages": []}', "at least two"),
-        ('{"messages": [{"content": "x"}, {"role": "assistant", "content": "y"}]}', "no role"),
+        ("nonsense", "line: not JSON"),
+        ("[]", "line: a list, not an object"),
+        ("{}", "messages: missing"),
+        ('{"messages": []}', "messages: .*at least 2"),
+        (
+            '{"messages": [{"content": "x"}, {"role": "assistant", "content": "y"}]}',
+            r"messages\[0\]\.role: missing",
+        ),
+        (
+            '{"messages": [{"role": "user", "content": 7}, {"role": "assistant", "content": "y"}]}',
+            r"messages\[0\]\.content: an integer, not a list",
+        ),
         ('{"messages": [{"role": "user", "content": "x"}, {"role": "user", "content": "y"}]}', "assistant's"),
         (
             '{"messages": [{"role": "user", "content": [{"a": 1}]}, {"role": "assistant", "content": "y"}]}',
-            "part",
+            r"messages\[0\]\.content\[0\]: a part that is no text and no image",
         ),
         (
             '{"messages": [{"role": "user", "content": [{"image": "a"}, {"image": "b"}]},'
@@ -126,6 +135,21 @@ def test_a_line_that_is_no_conversation_is_named(tmp_path, line, complaint):
     )
     with pytest.raises(UserError, match=rf"bad\.jsonl:2.*{complaint}"):
         Conversations(path, load_tokenizer(NANO.tokenizer.path), 32, 512)
+
+
+def test_conversations_as_other_tools_write_them(tmp_path):
+    """A byte-order mark, separators inside texts, and fields of the other kind of part filled with null."""
+    answer = {"role": "assistant", "content": "y"}
+    text = [{"type": "text", "text": "one\u2028two", "image_url": None, "image": None}]
+    image = [{"type": "image_url", "text": None, "image_url": {"url": "page.png", "detail": "low"}}]
+    path = tmp_path / "mine.jsonl"
+    rows = [{"messages": [{"role": "user", "content": content}, answer]} for content in (text, image)]
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    path.write_bytes(b"\xef\xbb\xbf" + lines.encode())
+    Image.new("RGB", (56, 28)).save(tmp_path / "page.png")
+    tokenizer = load_tokenizer(NANO.tokenizer.path)
+    [[first], [second]] = Conversations(path, tokenizer, 32, 512).rows([0, 1])
+    assert first.turn.image is None and second.turn.image.shape == (28, 56, 3)
 
 
 def test_an_image_that_is_not_there_and_a_conversation_that_is_too_long(conversations):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
@@ -25,6 +26,7 @@ _FILL_SHARE = 0.995  # good enough to stop looking for a passage that still fits
 _MISSES = 64  # passages that did not fit, after which the document is long enough within the tolerance
 _PASSAGE_TOKENS = 256  # a short document may miss its length by this much: passages are not cut
 _CLOSED = frozenset({"yes", "no", "noanswer"})
+_ARTICLES = frozenset({"a", "an", "the"})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +49,9 @@ class ContextBuilder:
 
     def __init__(self, pool: Iterable[Paragraph], tokenizer: Tokenizer, seed: int):
         """`pool`: passages to pad with; those of the questions themselves may be among them."""
-        self._pool = tuple({_key(p): p for p in pool}.values())
+        # Sorted, so that the order in which passages come decides nothing.
+        ordered = sorted(pool, key=lambda passage: (_key(passage), passage.title, passage.text))
+        self._pool = tuple({_key(passage): passage for passage in ordered}.values())
         self._tokenizer = tokenizer
         self._seed = seed
         self._normal: dict[Paragraph, str] = {}
@@ -150,24 +154,37 @@ class ContextBuilder:
 class AnswerFinder:
     """Finds any of some answers in a text: as it is written (but for case), or in normal form.
 
-    Any occurrence counts, also inside a word, but for yes and no, which must be words of their own ("no" is
-    in "know" and would leave hardly a passage).
+    Any occurrence counts, also inside a word, but for yes, no and single letters and digits, which must be
+    words of their own ("no" is in "know" and would leave hardly a passage). An article alone is no answer.
     """
 
     def __init__(self, answers: Iterable[str]):
-        lowered = {answer.lower() for answer in answers if answer.strip()}
-        closed = lowered & _CLOSED
-        self._words = re.compile(rf"\b(?:{'|'.join(sorted(closed))})\b") if closed else None
-        self._written = tuple(lowered - closed)
-        self._normal = tuple({normalize(answer) for answer in self._written} - {""})
+        lowered = {answer.lower() for answer in answers if answer.strip()} - _ARTICLES
+        words = {answer for answer in lowered if answer in _CLOSED or _is_letter(answer)}
+        normal = {normalize(answer) for answer in lowered - words} - {""}
+        letters = set(filter(_is_letter, normal))
+        self._written, self._written_words = tuple(lowered - words), _any_word(words)
+        self._normal, self._normal_words = tuple(normal - letters), _any_word(letters)
 
-    def found_in(self, written: str, normal: str) -> bool:
-        """`written`: the text in lower case; `normal`: its normal form (`answers.normalize`)."""
+    def found_in(self, text: str, normal: str | None = None) -> bool:
+        """`normal`: the normal form of the text, where it is known (`answers.normalize`)."""
+        written = text.lower()
+        normal = normalize(text) if normal is None else normal
         return (
             any(answer in written for answer in self._written)
             or any(answer in normal for answer in self._normal)
-            or bool(self._words and self._words.search(written))
+            or bool(self._written_words and self._written_words.search(written))
+            or bool(self._normal_words and self._normal_words.search(normal))
         )
+
+
+def _is_letter(answer: str) -> bool:
+    """Whether it is one letter of an alphabet, or one digit (but not a Chinese character, say)."""
+    return len(answer) == 1 and unicodedata.category(answer) in ("Ll", "Nd")
+
+
+def _any_word(words: Iterable[str]) -> re.Pattern[str] | None:
+    return re.compile(rf"\b(?:{'|'.join(sorted(words))})\b") if words else None
 
 
 def cut_middle(tokens: np.ndarray, max_tokens: int) -> np.ndarray:

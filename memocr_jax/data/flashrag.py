@@ -6,101 +6,143 @@ sentences (or content)}}}. Rows without a context (FlashRAG's NQ and TriviaQA) a
 
 from __future__ import annotations
 
-from memocr_jax.core.errors import UserError
+from typing import Annotated
+
+from pydantic import AliasChoices, BeforeValidator, Field
+
+from memocr_jax.data.contexts import AnswerFinder
 from memocr_jax.data.rows import (
     BadRow,
+    Description,
+    FilledText,
     Paragraph,
     Rows,
     SourceQuestion,
-    clean,
-    dict_field,
+    Text,
+    checked,
+    checked_json,
+    good_rows,
     json_lines,
-    list_field,
     read_rows,
-    text_field,
 )
+
+
+class _Context(Description):
+    title: list[Text]
+    # 2WikiMultihopQA's files have the other name.
+    sentences: Annotated[list[list[Text]], Field(validation_alias=AliasChoices("sentences", "content"))]
+
+
+class _Facts(Description):
+    title: list[Text]
+    sent_id: list[int]
+
+
+class _Metadata(Description):
+    context: Annotated[_Context | None, BeforeValidator(lambda context: context or None)] = None
+    supporting_facts: _Facts
+
+
+class _Row(Description):
+    golden_answers: list[Text]
+    metadata: _Metadata
+    id: FilledText
+    question: FilledText
+
+
+class _Passage(Description):
+    title: FilledText
+    text: FilledText
 
 
 def read_flashrag(path: str, strict: bool = True, field: str = "data.path") -> Rows:
     """All questions of a file. `UserError` names file, line and field; `field` is the setting of `path`."""
-    return read_rows(path, json_lines(path, field), parse_row, strict)
+    return read_rows(path, json_lines(path, field), parse_line, strict)
 
 
 def read_pool(path: str, strict: bool = True, field: str = "data.pool_path") -> tuple[Paragraph, ...]:
     """Paragraphs of a JSON-lines file with `title` and `text`; a bad line is an error, or left out."""
-    paragraphs = []
-    for line, row in json_lines(path, field):
-        try:
-            parsed = row()
-            paragraphs.append(Paragraph(text_field(parsed, "title"), text_field(parsed, "text")))
-        except BadRow as error:
-            if strict:
-                raise UserError(f"{path}:{line}: {error}") from None
-    return tuple(paragraphs)
+
+    def parse(line: bytes) -> Paragraph:
+        passage = checked_json(_Passage, line)
+        return Paragraph(passage.title, passage.text)
+
+    return tuple(paragraph for _, paragraph in good_rows(path, json_lines(path, field), parse, strict, []))
+
+
+def parse_line(line: bytes) -> SourceQuestion:
+    """One line; raises `BadRow`."""
+    return _question(checked_json(_Row, line))
 
 
 def parse_row(row: dict) -> SourceQuestion:
     """One row; raises `BadRow`."""
-    answers = tuple(clean(answer) for answer in list_field(row, "golden_answers", str))
-    metadata = dict_field(row, "metadata")
-    if not metadata.get("context"):
+    return _question(checked(_Row, row))
+
+
+def _question(row: _Row) -> SourceQuestion:
+    context, facts = row.metadata.context, row.metadata.supporting_facts
+    if context is None:
         raise BadRow(
             "metadata.context",
             "missing or empty; the row comes without passages, so no document can be built",
         )
-    context = dict_field(metadata, "context", "metadata.context")
-    titles = list_field(context, "title", str, "metadata.context.title")
-    key = "sentences" if "sentences" in context else "content"
-    sentences = list_field(context, key, list, f"metadata.context.{key}")
-    if len(titles) != len(sentences):
-        raise BadRow(f"metadata.context.{key}", f"{len(sentences)} passages for {len(titles)} titles")
-    facts = dict_field(metadata, "supporting_facts", "metadata.supporting_facts")
-    fact_titles = list_field(facts, "title", str, "metadata.supporting_facts.title")
-    fact_sentences = list_field(facts, "sent_id", int, "metadata.supporting_facts.sent_id")
-    if len(fact_titles) != len(fact_sentences):
+    if len(context.title) != len(context.sentences):
         raise BadRow(
-            "metadata.supporting_facts.sent_id", f"{len(fact_sentences)} ids for {len(fact_titles)} titles"
+            "metadata.context.sentences",
+            f"{len(context.sentences)} passages for {len(context.title)} titles",
         )
-    if not fact_titles:
+    if len(facts.title) != len(facts.sent_id):
+        raise BadRow(
+            "metadata.supporting_facts.sent_id", f"{len(facts.sent_id)} ids for {len(facts.title)} titles"
+        )
+    if not facts.title:
         raise BadRow("metadata.supporting_facts.title", "empty; a question needs a supporting document")
-    for title in fact_titles:
-        if title not in titles:
-            raise BadRow("metadata.supporting_facts.title", f"{title!r} is not in metadata.context.title")
-    return _question(
-        row, answers, titles, sentences, list(zip(fact_titles, fact_sentences, strict=True)), key
-    )
-
-
-def _question(
-    row: dict,
-    answers: tuple[str, ...],
-    titles: list[str],
-    sentences: list[list[str]],
-    facts: list[tuple[str, int]],
-    key: str,
-) -> SourceQuestion:
+    answers = tuple(dict.fromkeys(filter(None, row.golden_answers)))
+    supported = _supported(context, facts, answers)
     paragraphs: list[Paragraph] = []
     gold: list[int] = []
     evidence: list[str] = []
-    supporting = {title for title, _ in facts}
-    for position, (title, parts) in enumerate(zip(titles, sentences, strict=True)):
-        where = f"metadata.context.{key}[{position}]"
-        cleaned = [clean(part) for part in list_field({"part": parts}, "part", str, where)]
-        text = " ".join(part for part in cleaned if part)
-        if title in supporting:
-            if not text:
-                raise BadRow(where, f"the supporting passage {title!r} is empty")
+    for place, (title, sentences) in enumerate(zip(context.title, context.sentences, strict=True)):
+        if place in supported:
             gold.append(len(paragraphs))
-            # Some rows number a sentence that is not there; the passage still is.
-            numbers = dict.fromkeys(n for t, n in facts if t == title and 0 <= n < len(cleaned))
-            evidence += [cleaned[n] for n in numbers if cleaned[n]]
-        if text:
-            paragraphs.append(Paragraph(clean(title), text))
+            evidence += [sentences[n] for n in supported[place] if sentences[n]]
+        if any(sentences):
+            paragraphs.append(Paragraph(title, " ".join(filter(None, sentences))))
     return SourceQuestion(
-        example_id=text_field(row, "id"),
-        question=text_field(row, "question"),
-        answers=tuple(dict.fromkeys(answer for answer in answers if answer)),
+        example_id=row.id,
+        question=row.question,
+        answers=answers,
         paragraphs=tuple(paragraphs),
         gold=tuple(gold),
         evidence=tuple(dict.fromkeys(evidence)),
     )
+
+
+def _supported(context: _Context, facts: _Facts, answers: tuple[str, ...]) -> dict[int, list[int]]:
+    """The places of the gold passages, each with the numbers of its sentences that carry the answer.
+
+    A fact names a passage by its title. Where several have that title, those count that have the sentence,
+    and of these, if any, those with an answer.
+    """
+    finder = AnswerFinder(answers)
+    supported: dict[int, list[int]] = {}
+    for title, number in zip(facts.title, facts.sent_id, strict=True):
+        if title not in context.title:
+            raise BadRow("metadata.supporting_facts.title", f"{title!r} is not in metadata.context.title")
+        named = [place for place, other in enumerate(context.title) if other == title]
+        places = [place for place in named if any(context.sentences[place])]
+        if not places:
+            raise BadRow(
+                f"metadata.context.sentences[{named[0]}]", f"the supporting passage {title!r} is empty"
+            )
+        # Some rows number a sentence that is not there; the passage still is.
+        having = [place for place in places if 0 <= number < len(context.sentences[place])]
+        if len(places) > 1:
+            places = having or places
+            places = [p for p in places if finder.found_in(" ".join(context.sentences[p]))] or places
+        for place in places:
+            numbers = supported.setdefault(place, [])
+            if place in having and number not in numbers:
+                numbers.append(number)
+    return supported

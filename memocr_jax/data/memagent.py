@@ -9,22 +9,50 @@ from __future__ import annotations
 import dataclasses
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BeforeValidator
+from pydantic_core import PydanticCustomError
 
 from memocr_jax.core.errors import UserError
 from memocr_jax.data.rows import (
     BadRow,
+    Description,
+    FilledText,
     Rows,
     SourceQuestion,
-    clean,
-    dict_field,
+    Text,
+    checked,
     existing_file,
-    list_field,
     read_rows,
-    text_field,
 )
 
 _BATCH_ROWS = 64  # rows of about 100 KB held at a time
+
+
+def _number_or_text(value: Any) -> Any:
+    if not isinstance(value, int | str) or isinstance(value, bool):
+        raise PydanticCustomError("index", "neither a number nor a string")
+    return value
+
+
+class _Message(Description):
+    content: FilledText
+
+
+class _Reward(Description):
+    ground_truth: Annotated[list[Text], BeforeValidator(lambda t: [t] if isinstance(t, str) else t)]
+
+
+class _Extra(Description):
+    index: Annotated[Any, AfterValidator(_number_or_text)]
+
+
+class _Row(Description):
+    prompt: list[_Message]
+    context: FilledText
+    reward_model: _Reward
+    extra_info: _Extra
 
 
 class MemAgentQuestions(Sequence[SourceQuestion]):
@@ -61,25 +89,14 @@ def read_memagent(path: str, strict: bool = True, field: str = "data.path") -> R
 
 def parse_row(row: dict) -> SourceQuestion:
     """One row; raises `BadRow`."""
-    reward = dict_field(row, "reward_model")
-    truth = reward.get("ground_truth")
-    answers = (
-        [truth]
-        if isinstance(truth, str)
-        else list_field(reward, "ground_truth", str, "reward_model.ground_truth")
-    )
-    answers = [clean(answer) for answer in answers if clean(answer)]
-    messages = list_field(row, "prompt", dict)
-    if len(messages) != 1:
-        raise BadRow("prompt", f"{len(messages)} messages, not one")
-    index = dict_field(row, "extra_info").get("index")
-    if not isinstance(index, int | str) or isinstance(index, bool):
-        raise BadRow("extra_info.index", "missing, or neither a number nor a string")
+    parsed = checked(_Row, row)
+    if len(parsed.prompt) != 1:
+        raise BadRow("prompt", f"{len(parsed.prompt)} messages, not one")
     return SourceQuestion(
-        example_id=f"memagent-{index}",
-        question=text_field(messages[0], "content"),
-        answers=tuple(dict.fromkeys(answers)),
-        context=text_field(row, "context"),
+        example_id=f"memagent-{parsed.extra_info.index}",
+        question=parsed.prompt[0].content,
+        answers=tuple(dict.fromkeys(filter(None, parsed.reward_model.ground_truth))),
+        context=parsed.context,
     )
 
 
@@ -88,7 +105,7 @@ def _rows(path: str, field: str) -> Iterator[tuple[int, Any]]:
     import pyarrow.parquet
 
     file = existing_file(path, field)
-    columns = ["prompt", "context", "reward_model", "extra_info"]
+    columns = list(_Row.model_fields)
     try:
         table = pyarrow.parquet.ParquetFile(file)
     except pyarrow.ArrowInvalid as error:

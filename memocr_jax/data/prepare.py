@@ -31,6 +31,9 @@ from render.files import PARTIAL, write_atomically
 SHARD_QUESTIONS = 16
 """Questions of a shard: what an interruption can cost."""
 
+RULES = 2
+"""Raised whenever the same job would give other documents than before."""
+
 _JOB = "job.json"
 _REPORTS = "reports"
 
@@ -114,6 +117,7 @@ def _fingerprint(job: Job) -> dict[str, Any]:
     for field in ("to", "workers", "strict", "questions", "pool", "tokenizer"):
         del settings[field]
     return {
+        "rules": RULES,
         "settings": settings,
         "sources": {
             field: _identity(path, f"--{field}")
@@ -143,7 +147,7 @@ def _claim(folder: Path, fingerprint: dict[str, Any]) -> None:
         _write_json(path, fingerprint)
     elif json.loads(path.read_text(encoding="utf-8")) != fingerprint:
         raise UserError(
-            f"--to: {str(folder)!r} holds data made with other settings or sources (see its {_JOB}); "
+            f"--to: {str(folder)!r} holds data made with other settings, sources or rules (see its {_JOB}); "
             "name a new folder"
         )
 

@@ -6,16 +6,16 @@
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from pydantic import Field
 
 from memocr_jax.core.errors import UserError
 from memocr_jax.data.contexts import LongDocument
-from memocr_jax.data.rows import SourceQuestion
+from memocr_jax.data.rows import BadRow, Description, SourceQuestion, checked_json
 from render.files import replacing
 
 if TYPE_CHECKING:
@@ -118,6 +118,10 @@ def _tfds_name(name: str) -> str:
     return f"memocr_{name}"
 
 
+class _Manifest(Description):
+    problems: list[str] = Field(default_factory=list)
+
+
 class PreparedQuestions(Sequence[SourceQuestion]):
     """The questions of a prepared folder; a document is read from disk when its question is asked for."""
 
@@ -130,8 +134,11 @@ class PreparedQuestions(Sequence[SourceQuestion]):
             raise UserError(
                 f"{field}: {folder!r} {state}; run python -m memocr_jax.data prepare --to {folder}"
             )
-        manifest = json.loads(Path(folder, MANIFEST).read_text(encoding="utf-8"))
-        self.problems: tuple[str, ...] = tuple(manifest.get("problems", ()))
+        try:
+            manifest = checked_json(_Manifest, Path(folder, MANIFEST).read_bytes())
+        except BadRow as error:
+            raise UserError(f"{field}: {folder}/{MANIFEST}: {error}; prepare the folder again") from None
+        self.problems: tuple[str, ...] = tuple(manifest.problems)
         """Rows that were left out when the folder was made."""
         builder = tfds.builder_from_directory(folder)
         (split,) = builder.info.splits

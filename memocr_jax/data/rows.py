@@ -1,14 +1,22 @@
-"""Questions as the published files give them, and the reporting of rows that are wrong."""
+"""Questions as the published files give them, and the checking of rows by descriptions of what they hold.
+
+A reader describes its rows as a pydantic model (`Description`); `checked` compares a row with it. Whatever is
+wrong with a row is told as file, line and field.
+"""
 
 from __future__ import annotations
 
+import codecs
 import dataclasses
 import json
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
+from pydantic_core import PydanticCustomError
 
 from memocr_jax.core.errors import UserError
 
@@ -55,48 +63,119 @@ class Rows:
     """One line for each row that was left out: file, line, field, what is wrong."""
 
 
+class Description(BaseModel):
+    """Describes what a row, or an object inside a row, must hold. Further fields are passed over."""
+
+    model_config = ConfigDict(strict=True, frozen=True)
+
+
+def clean(text: str) -> str:
+    """NFC (as the tokenizer will see it), without white space around."""
+    return unicodedata.normalize("NFC", text).strip()
+
+
+def _unicode(text: str) -> str:
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise PydanticCustomError("unicode", "half of a UTF-16 surrogate pair, which is no character")
+    return clean(text)
+
+
+def _not_blank(text: str) -> str:
+    if not text:
+        raise PydanticCustomError("blank", "blank")
+    return text
+
+
+Text = Annotated[str, AfterValidator(_unicode)]
+"""A string, cleaned."""
+FilledText = Annotated[Text, AfterValidator(_not_blank)]
+"""A string that is not blank, cleaned."""
+
+Described = TypeVar("Described", bound=Description)
 Row = TypeVar("Row")
+Parsed = TypeVar("Parsed")
+
+
+def checked(description: type[Described], row: Any) -> Described:
+    """A row (of dicts, lists and values) as what it is described to be; raises `BadRow`."""
+    try:
+        return description.model_validate(row)
+    except ValidationError as errors:
+        error = errors.errors()[0]
+    place, found, kind = error["loc"], error["input"], error["type"]
+    if kind == "missing" or (found is None and place and isinstance(place[-1], str)):
+        problem = "missing"
+    elif kind in _EXPECTED:
+        problem = f"{_kind(found)}, not {_EXPECTED[kind]}"
+    else:
+        problem = error["msg"]
+    field = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place)
+    raise BadRow(field.removeprefix(".") or "line", problem)
+
+
+def checked_json(description: type[Described], line: bytes) -> Described:
+    """A line of JSON as what it is described to be; raises `BadRow`."""
+    try:
+        row = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise BadRow("line", f"byte {error.start} is not UTF-8; save the file as UTF-8") from None
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise BadRow("line", f"not JSON ({error})") from None
+    return checked(description, row)
+
+
+def json_lines(path: str, field: str) -> Iterator[tuple[int, bytes]]:
+    """The lines of a file that are not blank, with their numbers (from 1) and without a byte-order mark.
+
+    `field` is the setting that names the file.
+    """
+    with open(existing_file(path, field), "rb") as file:
+        for number, line in enumerate(file, start=1):
+            line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+            if line.strip():
+                yield number, line
+
+
+def good_rows(
+    path: str,
+    rows: Iterable[tuple[int, Row]],
+    parse: Callable[[Row], Parsed],
+    strict: bool,
+    problems: list[str],
+) -> Iterator[tuple[int, Parsed]]:
+    """What `parse` makes of numbered rows.
+
+    A row for which it raises `BadRow` is a `UserError` (`strict`), or is left out and listed in `problems`.
+    """
+    for line, row in rows:
+        try:
+            parsed = parse(row)
+        except BadRow as error:
+            _leave_out(path, line, error, strict, problems)
+            continue
+        yield line, parsed
 
 
 def read_rows(
-    path: str, lines: Iterator[tuple[int, Any]], parse: Callable[[Any], SourceQuestion], strict: bool
+    path: str, rows: Iterable[tuple[int, Row]], parse: Callable[[Row], SourceQuestion], strict: bool
 ) -> Rows:
-    """Parse numbered rows into questions with distinct ids.
+    """The questions of numbered rows, which must have distinct ids; see `good_rows`.
 
-    `strict` raises `UserError` at the first bad row; otherwise bad rows are listed in `problems`. A file
-    without any good row is an error either way.
+    A file without any good row is an error either way.
     """
     questions: dict[str, SourceQuestion] = {}
     first_line: dict[str, int] = {}
     problems: list[str] = []
-    for line, row in lines:
-        try:
-            question = parse(row() if callable(row) else row)
-            if question.example_id in questions:
-                raise BadRow(
-                    "id", f"{question.example_id!r} is also on line {first_line[question.example_id]}"
-                )
-        except BadRow as error:
-            if strict:
-                raise UserError(f"{path}:{line}: {error}") from None
-            problems.append(f"{path}:{line}: {error}")
-            continue
-        questions[question.example_id] = question
-        first_line[question.example_id] = line
+    for line, question in good_rows(path, rows, parse, strict, problems):
+        name = question.example_id
+        if name in questions:
+            again = BadRow("id", f"{name!r} is also on line {first_line[name]}")
+            _leave_out(path, line, again, strict, problems)
+        else:
+            questions[name], first_line[name] = question, line
     if not questions:
         raise UserError(f"{path}: no usable row" + (f" (first problem: {problems[0]})" if problems else ""))
     return Rows(tuple(questions.values()), tuple(problems))
-
-
-def json_lines(path: str, field: str) -> Iterator[tuple[int, Callable[[], Any]]]:
-    """Line numbers (from 1) and, unparsed, the objects of a JSON-lines file; blank lines are passed over.
-
-    `field` is the setting that names the file. Calling an item parses it; that raises `BadRow`.
-    """
-    with open(existing_file(path, field), "rb") as file:
-        for number, line in enumerate(file, start=1):
-            if line.strip():
-                yield number, lambda line=line: _parse_line(line)
 
 
 def existing_file(path: str, field: str) -> Path:
@@ -112,61 +191,22 @@ def existing_file(path: str, field: str) -> Path:
     raise UserError(f"{field}: {path!r} {what}; {hint}")
 
 
-def text_field(row: dict, field: str) -> str:
-    """A non-blank string of a row, NFC and stripped (`BadRow` otherwise)."""
-    value = _present(row, field)
-    if not isinstance(value, str):
-        raise BadRow(field, f"{_kind(value)}, not a string")
-    if not value.strip():
-        raise BadRow(field, "blank")
-    return clean(value)
+def _leave_out(path: str, line: int, error: BadRow, strict: bool, problems: list[str]) -> None:
+    problem = f"{path}:{line}: {error}"
+    if strict:
+        raise UserError(problem)
+    problems.append(problem)
 
 
-def list_field(row: dict, field: str, of: type, name: str = "") -> list:
-    """A list of a row whose items are all of type `of` (`BadRow` otherwise); `name` is the field in full."""
-    name = name or field
-    value = _present(row, field, name)
-    if not isinstance(value, Sequence) or isinstance(value, str):
-        raise BadRow(name, f"{_kind(value)}, not a list")
-    for position, item in enumerate(value):
-        if not isinstance(item, of) or (of is int and isinstance(item, bool)):
-            raise BadRow(f"{name}[{position}]", f"{_kind(item)}, not {_NAMES[of]}")
-    return list(value)
-
-
-def dict_field(row: dict, field: str, name: str = "") -> dict:
-    """An object inside a row (`BadRow` otherwise)."""
-    value = _present(row, field, name or field)
-    if not isinstance(value, dict):
-        raise BadRow(name or field, f"{_kind(value)}, not an object")
-    return value
-
-
-def clean(text: str) -> str:
-    """NFC (as the tokenizer will see it), without white space around."""
-    return unicodedata.normalize("NFC", text).strip()
-
-
-_NAMES = {str: "a string", int: "an integer", list: "a list", dict: "an object"}
-
-
-def _parse_line(line: bytes) -> Any:
-    try:
-        row = json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise BadRow("line", f"byte {error.start} is not UTF-8; save the file as UTF-8") from None
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise BadRow("line", f"not JSON ({error})") from None
-    if not isinstance(row, dict):
-        raise BadRow("line", f"{_kind(row)}, not an object")
-    return row
-
-
-def _present(row: dict, field: str, name: str = "") -> Any:
-    if field not in row or row[field] is None:
-        raise BadRow(name or field, "missing")
-    return row[field]
+_EXPECTED = {
+    "string_type": "a string",
+    "int_type": "an integer",
+    "list_type": "a list",
+    "model_type": "an object",
+    "dict_type": "an object",
+}
+_KINDS = {str: "a string", int: "an integer", float: "a number", list: "a list", dict: "an object"}
 
 
 def _kind(value: Any) -> str:
-    return "null" if value is None else _NAMES.get(type(value), f"a {type(value).__name__}")
+    return "null" if value is None else _KINDS.get(type(value), f"a {type(value).__name__}")

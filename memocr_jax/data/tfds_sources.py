@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from memocr_jax.core.errors import UserError, nearest
-from memocr_jax.core.normalize import normalize
 from memocr_jax.data.contexts import AnswerFinder
 from memocr_jax.data.rows import BadRow, Paragraph, Rows, SourceQuestion, clean, read_rows
 
@@ -105,11 +104,11 @@ def _from_articles(
     for title, article in articles:
         found = False
         for passage in cut_passages(clean(article.decode())):
-            if not found and finder.found_in(passage.lower(), normalize(passage)):
+            if not found and finder.found_in(passage):
                 found = True
                 gold.append(len(paragraphs))
                 sentences = _SENTENCE_END.split(passage)
-                evidence += [s for s in sentences if finder.found_in(s.lower(), normalize(s))][:1]
+                evidence += [s for s in sentences if finder.found_in(s)][:1]
             paragraphs.append(Paragraph(clean(title.decode()) or "Untitled", passage))
     if not gold:
         raise BadRow("context", "no passage of its articles contains an answer")

@@ -12,19 +12,83 @@ from __future__ import annotations
 import base64
 import binascii
 import io
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import BeforeValidator, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from memocr_jax.agent.prompts import chat_prompt
 from memocr_jax.core.errors import UserError
 from memocr_jax.core.types import TurnKind
+from memocr_jax.data.rows import BadRow, Description, checked_json, good_rows, json_lines
 from memocr_jax.models.tokenizer import Tokenizer
 from memocr_jax.sft.lessons import Taught, taught_turn
 from render.views import fit, image_tokens
+
+
+def _address(value: Any) -> Any:
+    return value.get("url") if isinstance(value, Mapping) else value
+
+
+def _parts(content: Any) -> Any:
+    return [{"text": content}] if isinstance(content, str) else content
+
+
+Source = Annotated[str | None, BeforeValidator(_address)]
+
+
+class _Part(Description):
+    """A text or an image; tools that write tables fill the fields of the other kind with null."""
+
+    text: str | None = None
+    image: Source = None
+    image_url: Source = None
+    url: Source = None
+    path: Source = None
+
+    @property
+    def source(self) -> str | None:
+        """Path or data URL of the image, None for a text."""
+        return self.image or self.image_url or self.url or self.path
+
+    @model_validator(mode="after")
+    def _is_something(self) -> _Part:
+        if self.text is None and self.source is None:
+            raise PydanticCustomError("part", "a part that is no text and no image")
+        return self
+
+
+class _Message(Description):
+    role: str
+    content: Annotated[list[_Part], BeforeValidator(_parts)]
+
+
+class _Conversation(Description):
+    messages: Annotated[list[_Message], Field(min_length=2)]
+
+    @property
+    def images(self) -> list[str]:
+        return [part.source for message in self.messages for part in message.content if part.source]
+
+    @property
+    def answer(self) -> str:
+        return "".join(part.text for part in self.messages[-1].content)
+
+
+def _parse(line: bytes) -> _Conversation:
+    conversation = checked_json(_Conversation, line)
+    last = conversation.messages[-1]
+    field = f"messages[{len(conversation.messages) - 1}]"
+    if last.role != "assistant":
+        raise BadRow(f"{field}.role", f"{last.role!r}, but the last message must be the assistant's")
+    if any(part.source for part in last.content) or not conversation.answer.strip():
+        raise BadRow(f"{field}.content", "the assistant's last message must be a text that is not blank")
+    if len(conversation.images) > 1:
+        raise BadRow("messages", f"{len(conversation.images)} images; a conversation may have one")
+    return conversation
 
 
 class Conversations:
@@ -34,38 +98,36 @@ class Conversations:
         path: of the file.
         budget_tokens: most visual tokens of an image.
 
-    Raises UserError for a file that cannot be read, and for a line that is no such conversation, naming it.
+    Raises UserError for a file that cannot be read, and for a line that is no such conversation, naming the
+    line and the field.
     """
 
     def __init__(self, path: str | Path, tokenizer: Tokenizer, budget_tokens: int, max_tokens: int):
         self._path, self._tokenizer = Path(path), tokenizer
         self._budget, self._max_tokens = budget_tokens, max_tokens
-        try:
-            lines = self._path.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(
-                f"warmup.data {path}: cannot be read ({error}); give a JSON lines file"
-            ) from error
-        self._lines = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
-        if not self._lines:
-            raise UserError(f"warmup.data {path}: holds no conversation")
-        for number, line in self._lines:
-            self._parse(number, line)
+        lines = json_lines(str(path), "warmup.data")
+        self._conversations = list(good_rows(str(path), lines, _parse, True, []))
+        if not self._conversations:
+            raise UserError(f"warmup.data: {str(path)!r} holds no conversation")
 
     def __len__(self) -> int:
-        return len(self._lines)
+        return len(self._conversations)
 
     def rows(self, numbers: Sequence[int]) -> list[list[Taught]]:
         """One row for each conversation."""
-        return [[self._taught(*self._lines[i])] for i in numbers]
+        return [[self._taught(*self._conversations[i])] for i in numbers]
 
-    def _taught(self, number: int, line: str) -> Taught:
-        messages, answer, images = self._parse(number, line)
-        where = f"{self._path}:{number}"
+    def _taught(self, line: int, conversation: _Conversation) -> Taught:
+        where = f"{self._path}:{line}"
+        images = conversation.images
         view = fit(self._image(images[0], where), self._budget) if images else None
         counts = [] if view is None else [image_tokens(view)]
+        messages = [
+            (message.role, [None if part.source else part.text for part in message.content])
+            for message in conversation.messages[:-1]
+        ]
         prefix, suffix = self._tokenizer.encode_prompt(chat_prompt(messages), counts)
-        completion = [*self._tokenizer.encode(answer), self._tokenizer.im_end_id]
+        completion = [*self._tokenizer.encode(conversation.answer), self._tokenizer.im_end_id]
         length = len(prefix) + len(suffix) + len(completion)
         if length > self._max_tokens:
             raise UserError(
@@ -73,41 +135,6 @@ class Conversations:
                 "shorten the conversation"
             )
         return Taught(taught_turn(prefix, suffix, completion, TurnKind.QA, view), "memory")
-
-    def _parse(self, number: int, line: str):
-        """(messages as `chat_prompt` takes them, the taught answer, image sources)."""
-        where = f"{self._path}:{number}"
-        try:
-            messages = json.loads(line)["messages"]
-        except (ValueError, KeyError, TypeError):
-            raise UserError(f'{where}: not a JSON object with "messages"') from None
-        if not isinstance(messages, list) or len(messages) < 2:
-            raise UserError(f"{where}: messages must be a list of at least two, the last the assistant's")
-        parsed, images = [], []
-        for i, message in enumerate(messages):
-            if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
-                raise UserError(f"{where}: messages[{i}] has no role; use system, user or assistant")
-            content = message.get("content")
-            parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
-            if not isinstance(parts, list):
-                raise UserError(f"{where}: messages[{i}].content must be a text or a list of parts")
-            texts: list[str | None] = []
-            for part in parts:
-                source = _image_source(part)
-                if source is not None:
-                    images.append(source)
-                    texts.append(None)
-                elif isinstance(part, Mapping) and isinstance(part.get("text"), str):
-                    texts.append(part["text"])
-                else:
-                    raise UserError(f"{where}: messages[{i}].content has a part that is no text and no image")
-            parsed.append((message["role"], texts))
-        role, answer = parsed[-1]
-        if role != "assistant" or None in answer or not "".join(answer).strip():
-            raise UserError(f"{where}: the last message must be the assistant's, and text")
-        if len(images) > 1:
-            raise UserError(f"{where}: {len(images)} images; a conversation may have one")
-        return parsed[:-1], "".join(answer), images
 
     def _image(self, source: str, where: str) -> np.ndarray:
         from PIL import Image
@@ -121,15 +148,3 @@ class Conversations:
                 return np.asarray(image.convert("RGB"))
         except (OSError, binascii.Error, Image.DecompressionBombError) as error:
             raise UserError(f"{where}: image {source[:80]!r} cannot be read ({error})") from error
-
-
-def _image_source(part: Any) -> str | None:
-    """Path or data URL of an image part, None for other parts."""
-    if not isinstance(part, Mapping):
-        return None
-    for name in ("image", "image_url", "url", "path"):
-        value = part.get(name)
-        value = value.get("url") if isinstance(value, Mapping) else value
-        if isinstance(value, str):
-            return value
-    return None

@@ -40,7 +40,7 @@ def write(tmp_path):
 
     def _write(lines, name="questions.jsonl"):
         path = tmp_path / name
-        encoded = [l if isinstance(l, bytes) else json.dumps(l, ensure_ascii=False).encode() for l in lines]
+        encoded = [line if isinstance(line, bytes) else json.dumps(line).encode() for line in lines]
         path.write_bytes(b"".join(line + b"\n" for line in encoded))
         return str(path)
 

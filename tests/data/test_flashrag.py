@@ -1,4 +1,5 @@
 import copy
+import json
 
 import pytest
 
@@ -30,10 +31,22 @@ BAD = [
     (("golden_answers",), ..., "golden_answers: missing"),
     (("golden_answers",), "baker", "golden_answers: a string, not a list"),
     (("golden_answers",), [1987], "golden_answers[0]: an integer, not a string"),
+    (("golden_answers",), ["x", 19.5], "golden_answers[1]: a number, not a string"),
+    (("golden_answers",), [["x", "y"]], "golden_answers[0]: a list, not a string"),
+    (("golden_answers",), [None], "golden_answers[0]: null, not a string"),
+    (("question",), "A broken \ud83d emoji", "question: half of a UTF-16 surrogate pair"),
+    (("metadata",), None, "metadata: missing"),
     (("metadata",), [], "metadata: a list, not an object"),
     (CONTEXT, ..., "metadata.context: missing or empty"),
     (CONTEXT, {}, "metadata.context: missing or empty"),
-    ((*CONTEXT, "sentences"), ..., "metadata.context.content: missing"),
+    (CONTEXT, [["T", ["It was Ann."]]], "metadata.context: a list, not an object"),
+    ((*CONTEXT, "sentences"), ..., "metadata.context.sentences: missing"),
+    ((*CONTEXT, "title"), None, "metadata.context.title: missing"),
+    ((*CONTEXT, "title", 1), None, "metadata.context.title[1]: null, not a string"),
+    ((*CONTEXT, "title", 2), [["T"]], "metadata.context.title[2]: a list, not a string"),
+    ((*CONTEXT, "sentences", 1), None, "metadata.context.sentences[1]: null, not a list"),
+    ((*CONTEXT, "sentences", 1), [["It was Ann."]], "metadata.context.sentences[1][0]: a list, not a string"),
+    ((*CONTEXT, "sentences", 1), ["x", None], "metadata.context.sentences[1][1]: null, not a string"),
     ((*CONTEXT, "title"), ["only one"], "metadata.context.sentences: 3 passages for 1 titles"),
     ((*CONTEXT, "sentences", 1), "text", "metadata.context.sentences[1]: a string, not a list"),
     ((*CONTEXT, "sentences", 1), [3], "metadata.context.sentences[1][0]: an integer, not a string"),
@@ -44,6 +57,8 @@ BAD = [
     ((*FACTS, "title"), ["Elsewhere"], "metadata.supporting_facts.title: 'Elsewhere' is not in"),
     ((*FACTS, "sent_id"), ["1"], "metadata.supporting_facts.sent_id[0]: a string, not an integer"),
     ((*FACTS, "sent_id"), [True], "metadata.supporting_facts.sent_id[0]: a bool, not an integer"),
+    ((*FACTS, "sent_id"), [1.0], "metadata.supporting_facts.sent_id[0]: a number, not an integer"),
+    ((*FACTS, "sent_id"), [[1]], "metadata.supporting_facts.sent_id[0]: a list, not an integer"),
 ]
 
 
@@ -75,6 +90,24 @@ def test_a_line_that_is_no_object_is_named(rows, write, line, message):
     with pytest.raises(UserError) as error:
         read_flashrag(file)
     assert str(error.value).startswith(f"{file}:3: {message}")
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_row(rows, write):
+    marked = [b"\xef\xbb\xbf" + json.dumps(rows[0]).encode(), rows[1]]
+    assert read_flashrag(write(marked)).questions == read_flashrag(write(rows[:2], "plain.jsonl")).questions
+    pool = write([b'\xef\xbb\xbf{"title": "T", "text": "t"}'], "pool.jsonl")
+    assert [(p.title, p.text) for p in read_pool(pool)] == [("T", "t")]
+    only = write([b"\xef\xbb\xbf", rows[0]], "only.jsonl")
+    assert len(read_flashrag(only).questions) == 1
+    with pytest.raises(UserError, match=r":2: line: not JSON"):
+        read_flashrag(write([rows[0], marked[0]], "late.jsonl"))
+
+
+@pytest.mark.parametrize("mark", ["\u2028", "\u2029", "\x85", "\x0c"])
+def test_only_a_line_feed_ends_a_line(rows, write, mark):
+    row = {**rows[0], "question": f"Who{mark}keeps it?"}
+    line = json.dumps(row, ensure_ascii=False) if mark != "\x0c" else json.dumps(row)
+    assert read_flashrag(write([line.encode()])).questions[0].question == f"Who{mark}keeps it?"
 
 
 def test_duplicate_ids_name_both_lines(rows, write):
@@ -110,6 +143,25 @@ def test_what_a_row_becomes(rows):
     assert question.paragraphs[1].title == context["title"][1]
     assert question.paragraphs[1].text == " ".join(context["sentences"][1])
     assert question.evidence == (context["sentences"][1][1],)
+
+
+def test_a_passage_is_gold_by_its_title_and_its_text(rows):
+    """Two articles may have one title: the one that has the named sentence, or the answer, is meant."""
+    row = copy.deepcopy(rows[0])
+    context, facts = row["metadata"]["context"], row["metadata"]["supporting_facts"]
+    context["title"] = ["Mercury", "Mercury", "Other"]
+    context["sentences"] = [["A planet."], ["A god.", "He was Ann's."], ["Nothing."]]
+    row["golden_answers"] = ["planet"]
+    facts["title"], facts["sent_id"] = ["Mercury"], [1]
+    assert parse_row(row).gold == (1,) and parse_row(row).evidence == ("He was Ann's.",)
+    facts["sent_id"] = [0]  # both have it: the one with the answer
+    assert parse_row(row).gold == (0,) and parse_row(row).evidence == ("A planet.",)
+    row["golden_answers"] = ["nobody"]  # nothing tells them apart: both
+    assert parse_row(row).gold == (0, 1) and parse_row(row).evidence == ("A planet.", "A god.")
+    facts["title"], facts["sent_id"] = ["Mercury", "Mercury"], [7, 1]  # a sentence that is not there: both
+    assert parse_row(row).gold == (0, 1) and parse_row(row).evidence == ("He was Ann's.",)
+    context["sentences"][0] = [""]
+    assert parse_row(row).gold == (0,) and parse_row(row).paragraphs[0].text == "A god. He was Ann's."
 
 
 def test_the_other_layout_and_untidy_rows(rows):

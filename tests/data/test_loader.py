@@ -66,6 +66,16 @@ def test_flashrag_examples(rows, write):
     assert np.concatenate(limited.chunks).tolist() == np.concatenate(train[4].chunks).tolist()
 
 
+def test_the_order_of_questions_in_the_file_decides_no_document(rows, write):
+    config = DataConfig(source="flashrag", document_tokens=400, validation_questions=1)
+    documents = []
+    for name, lines in (("one.jsonl", rows), ("two.jsonl", rows[::-1])):
+        examples = load_examples(dataclasses.replace(config, path=write(lines, name)), SMALL, "train")
+        documents.append({e.example_id: np.concatenate(e.chunks).tolist() for e in examples})
+    both = documents[0].keys() & documents[1].keys()
+    assert len(both) == 38 and all(documents[0][key] == documents[1][key] for key in both)
+
+
 def test_a_validation_file_and_a_pool_file(rows, write):
     pool = [{"title": f"Pool {n}", "text": f"Sentence {n} of the pool."} for n in range(400)]
     config = DataConfig(

@@ -126,8 +126,13 @@ def test_a_second_call_does_nothing(job, tmp_path):
 
 def test_a_folder_of_another_job_is_left_alone(job, tmp_path):
     prepare(job)
-    with pytest.raises(UserError, match=r"^--to: .* other settings or sources \(see its job\.json\)"):
+    with pytest.raises(UserError, match=r"^--to: .* other settings, sources or rules \(see its job\.json\)"):
         prepare(dataclasses.replace(job, seed=1))
+    # Documents that were assembled by other rules are not mixed with new ones either.
+    path = tmp_path / "out" / "job.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "rules": 1}))
+    with pytest.raises(UserError, match=r"^--to: .* other settings, sources or rules"):
+        prepare(job)
     other = tmp_path / "other"
     other.mkdir()
     (other / "thesis.tex").write_text("precious")
@@ -215,6 +220,11 @@ def test_unfinished_folders_say_so(job, tmp_path):
     with pytest.raises(UserError, match=r"^data\.path: .* holds no prepared data; run python -m"):
         PreparedQuestions(str(tmp_path))
     prepare(job)
-    (tmp_path / "out" / "manifest.json").unlink()
+    manifest = tmp_path / "out" / "manifest.json"
+    for damaged, message in (("", "line: not JSON"), ('{"problems": [1]}', r"problems\[0\]: an integer")):
+        manifest.write_text(damaged)
+        with pytest.raises(UserError, match=rf"^data\.path: .*/manifest\.json: {message}"):
+            PreparedQuestions(job.to)
+    manifest.unlink()
     with pytest.raises(UserError, match="is unfinished"):
         PreparedQuestions(job.to)
