@@ -28,6 +28,7 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("tests")
 
 ROOT = Path(__file__).resolve().parents[1]
+pytest_plugins = ["tests.references"]
 
 
 @pytest.fixture(scope="module", autouse=True)
