@@ -48,7 +48,8 @@ def train(config: Config) -> int:
     with contextlib.ExitStack() as stack:
         stack.enter_context(joined(config.processes))
         run = stack.enter_context(open_run(config))
-        learner, state = run.learner, run.state
+        learner = run.learner
+        state, next_policy = run.start()
 
         def sample(policy: Any, step: int) -> Rollout:
             # With rl.staleness this runs in a thread, and a guard is its thread's alone.
@@ -56,8 +57,9 @@ def train(config: Config) -> int:
                 weights, questions = run.sampler_params(policy), run.questions(step)
                 return rollout(run.agent, weights, questions, config.rl, config.sampling, step)
 
-        schedule = Schedule(sample, config.rl.staleness, config.train.steps, run.next_policy)
+        schedule = Schedule(sample, config.rl.staleness, config.train.steps, next_policy)
         stack.enter_context(schedule)
+        del next_policy  # it is the schedule's
         stop = stack.enter_context(StopSignals("stopping after this step, with a checkpoint"))
         stopped = None
         for step in range(state.step + 1, config.train.steps + 1):

@@ -33,7 +33,7 @@ from memocr_jax.runs.run_place import RunPlace, is_remote
 from render.settings import RenderSettings
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class Run:
     """The parts of an open run, in one process of it."""
 
@@ -43,10 +43,6 @@ class Run:
     system: System
     agent: Agent
     learner: Learner
-    state: TrainState
-    """What the first step to come starts from."""
-    next_policy: nnx.State | None
-    """With rl.staleness, the weights that the first step is sampled from, where a checkpoint holds them."""
     validate: Validation
     operations: Operations
     place: RunPlace
@@ -58,6 +54,13 @@ class Run:
     _progress: TrainProgress
     _metrics: run_directory.RunLog
     _trajectories: TrajectoryLog
+    _start: tuple[TrainState, nnx.State | None] | None
+
+    def start(self) -> tuple[TrainState, nnx.State | None]:
+        """The state that the next step starts from, and (rl.staleness) the weights that it is sampled from,
+        where a checkpoint holds them. They are the caller's then: a second call finds nothing."""
+        start, self._start = self._start, None
+        return start
 
     def questions(self, step: int) -> list[QaExample]:
         """The questions of a step that this process samples."""
@@ -171,14 +174,12 @@ def open_run(config: Config) -> Iterator[Run]:
         trajectories = TrajectoryLog(directory, config.log, system.tokenizer, state.step, quiet)
         if is_main():
             write_about(directory, model_parameters=parameters)
-        yield Run(
+        opened = Run(
             config,
             directory,
             system,
             agent,
             learner,
-            state,
-            next_policy,
             Validation(config, system, agent),
             operations,
             place,
@@ -190,4 +191,7 @@ def open_run(config: Config) -> Iterator[Run]:
             _progress=progress,
             _metrics=log,
             _trajectories=trajectories,
+            _start=(state, next_policy),
         )
+        del state, next_policy  # what is held here would stay in memory for the whole run
+        yield opened
