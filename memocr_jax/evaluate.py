@@ -184,7 +184,7 @@ def _finish(
     from memocr_jax.evaluation.journal import write_results
     from memocr_jax.evaluation.outputs import write_outputs
     from memocr_jax.evaluation.tables import console_table
-    from memocr_jax.report import write_report
+    from memocr_jax.report import write_evaluation, write_report
 
     entries = journal.finished()
     write_results(directory, entries)
@@ -206,6 +206,7 @@ def _finish(
         ],
     }
     summary = write_outputs(directory, entries, config.eval, config.run.seed, about)
+    write_evaluation(directory, entries, summary, config.eval)
     console.print(console_table(summary))
     for one in summary["sets"]:
         for problem in one["problems"]:

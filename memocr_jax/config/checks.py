@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import typing
 from pathlib import Path
 
@@ -115,6 +116,15 @@ def profile_steps(text: str) -> tuple[int, int] | None:
     return found
 
 
+def _length(data: DataConfig) -> str:
+    """How long a set's documents are: on average as its prepared folder says, or as they are padded."""
+    manifest = Path(data.validation_path or data.path) / "manifest.json"
+    tokens: float = data.document_tokens
+    if data.source == "prepared" and manifest.is_file():
+        tokens = json.loads(manifest.read_text(encoding="utf-8"))["document_tokens"]["mean"]
+    return f"{tokens:,.0f} tokens" if tokens else "native"
+
+
 def evaluation_sets(config: Config) -> list[tuple[str, str, DataConfig]]:
     """(name, length, data settings) of every set that an evaluation reads, in the order of `eval.sets`.
 
@@ -124,7 +134,7 @@ def evaluation_sets(config: Config) -> list[tuple[str, str, DataConfig]]:
     base = config.data
     if not config.eval.sets:
         name = Path(base.validation_path or base.path).stem or base.source
-        return [(name, f"{base.document_tokens:,} tokens" if base.document_tokens else "native", base)]
+        return [(name, _length(base), base)]
     sets: list[tuple[str, str, DataConfig]] = []
     for i, one in enumerate(config.eval.sets):
         field = f"eval.sets[{i}]"

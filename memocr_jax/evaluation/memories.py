@@ -9,7 +9,7 @@ from pathlib import Path
 
 from memocr_jax.core.errors import UserError
 from memocr_jax.evaluation.journal import FINGERPRINT, FOLDER, Journal
-from memocr_jax.report.record import read_json_lines, read_run
+from memocr_jax.runs.record import read_json_lines, read_run
 from render.types import Mode
 
 

@@ -1,4 +1,4 @@
-"""Everything that an evaluation leaves, made from its journal: summary, tables, plots and report."""
+"""Everything but the report that an evaluation leaves, made from its journal: summary, tables and plots."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import Any
 from memocr_jax.config import EvalConfig
 from memocr_jax.evaluation import plots, tables
 from memocr_jax.evaluation.journal import Place
-from memocr_jax.evaluation.page import write_page
 from memocr_jax.evaluation.summary import METRICS, READ, summarise
 from render.files import write_atomically
 
@@ -22,10 +21,10 @@ def write_outputs(
     seed: int,
     about: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Write summary.json, table.{md,csv,tex}, plots/*.svg and report.html; returns the summary.
+    """Write summary.json, table.{md,csv,tex} and plots/*.svg; returns the summary.
 
     Args:
-        directory: of the evaluation; its `pages/` are shown in the report.
+        directory: of the evaluation.
         entries: the finished questions, by place.
         seed: of the intervals' resampling.
         about: what was evaluated; goes into the summary. `about["sets"]` has an object for each set, which
@@ -46,7 +45,6 @@ def write_outputs(
         for name, draw in (("budget", plots.by_budget), ("length", plots.by_length)):
             if (figure := draw(summary, metric)) is not None:
                 write_atomically(folder / f"{metric}_by_{name}.svg", plots.svg(figure))
-    write_page(directory, entries, summary, settings)
     return summary
 
 

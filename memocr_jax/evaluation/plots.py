@@ -13,14 +13,15 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLOURS = {
-    "visual memory": "#2563c9",
-    "visual without layout": "#d9730d",
-    "text memory": "#0f9272",
-    "raw history": "#6b7280",
+PALETTE = ("#2563c9", "#d9730d", "#0f9272", "#b3379b", "#7a5bd0", "#a3850b", "#0d8fb5", "#6b7280")
+INK, GRID = "#667085", "#dfe3e9"
+METHODS = {
+    "visual memory": (0, "o"),
+    "visual without layout": (1, "s"),
+    "text memory": (2, "^"),
+    "raw history": (7, "D"),
 }
-MARKERS = {"visual memory": "o", "visual without layout": "s", "text memory": "^", "raw history": "D"}
-OTHERS = ("#b3379b", "#7a5bd0", "#a3850b", "#0d8fb5")
+"""Place in the palette, and marker, of the known methods."""
 
 
 def by_budget(summary: Mapping[str, Any], metric: str) -> Figure | None:
@@ -91,12 +92,12 @@ def by_length(summary: Mapping[str, Any], metric: str) -> Figure | None:
     return figure
 
 
-def svg(figure: Figure) -> str:
-    """The figure as SVG, the same text for the same figure."""
+def svg(figure: Figure, fonttype: str = "path") -> str:
+    """The figure as SVG, the same text for the same figure; letters are drawn ("path") or text ("none")."""
     import matplotlib
 
     out = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": "memocr"}):
+    with matplotlib.rc_context({"svg.hashsalt": "memocr", "svg.fonttype": fonttype}):
         figure.savefig(out, format="svg", metadata={"Date": None})
     return out.getvalue()
 
@@ -109,7 +110,7 @@ def figure_of(rows: int, columns: int, panel: tuple[float, float] = (3.4, 2.5)) 
     axes = figure.subplots(rows, columns, squeeze=False)
     for axis in axes.flat:
         axis.spines[["top", "right"]].set_visible(False)
-        axis.grid(axis="y", color="#e3e6ea", linewidth=0.8)
+        axis.grid(axis="y", color=GRID, linewidth=0.8)
         axis.set_axisbelow(True)
         axis.tick_params(labelsize=8, color="#9aa4b5")
         axis.xaxis.label.set_size(9)
@@ -124,12 +125,13 @@ def _grid(rows: int, columns: int) -> tuple[Figure, Any]:
     return figure, axes
 
 
-def colour_of(method: str, place: int) -> str:
-    return COLOURS.get(method, OTHERS[place % len(OTHERS)])
+def method_colour(method: str, place: int) -> int:
+    """Index into the palette of a method, which is the `place`-th of its evaluation."""
+    return METHODS[method][0] if method in METHODS else 3 + place % 4
 
 
 def _line(axis: Axes, method: str, place: int, xs: Sequence[int], scores: Mapping[Any, Score]) -> None:
-    colour = colour_of(method, place)
+    colour = PALETTE[method_colour(method, place)]
     if not scores:
         return
     if None in scores:
@@ -144,7 +146,7 @@ def _line(axis: Axes, method: str, place: int, xs: Sequence[int], scores: Mappin
         known,
         [100 * scores[x]["mean"] for x in known],
         color=colour,
-        marker=MARKERS.get(method, "o"),
+        marker=METHODS.get(method, (0, "o"))[1],
         markersize=4,
         linewidth=1.6,
         label=method,

@@ -1,14 +1,14 @@
-"""What a run leaves for people: `about.json` at its start and `report.html`, one file that needs no network.
+"""Reports for people: `report.html` of a run and of an evaluation, each one file that needs no network.
 
-- `about`: what a run ran with (`write_about`).
-- `record`: a run directory read back, also while the run is still writing it.
-- `curves`: which metric is drawn where; `charts`: line charts as geometry for inline SVG.
-- `trajectories`: which questions are shown, and their turns put in order.
-- `evaluation`: accuracy against budget; `values`: JSON values as text and numbers.
-- `page`: everything above put into `assets/report.html` (`write_report`).
+- `about`: what a run ran with, noted at its start (`write_about`).
+- `run`, `evaluation`: what the two reports show (`write_report`, `write_evaluation`).
+- `story`: the same questions before and after training; `questions`: those of the training, turn by turn.
+- `curves`: which metric is drawn where; `charts`: line charts, drawn by matplotlib.
+- `page`: the one template, `assets/report.html`; `pictures`, `values`: pages, texts and numbers for it.
 """
 
 from memocr_jax.report.about import write_about
-from memocr_jax.report.page import ReportLimits, write_report
+from memocr_jax.report.evaluation import write_evaluation
+from memocr_jax.report.run import ReportLimits, write_report
 
-__all__ = ["ReportLimits", "write_about", "write_report"]
+__all__ = ["ReportLimits", "write_about", "write_evaluation", "write_report"]

@@ -1,188 +1,167 @@
-"""Line charts as plain geometry, which the template draws as inline SVG: crisp, and without a library."""
+"""Line charts of a report: drawn by matplotlib as SVG, coloured by the page's style sheet."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
-import math
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Mapping, Sequence
 
-from memocr_jax.report.values import short
+from markupsafe import Markup
 
-WIDTH, HEIGHT = 480, 200
-LEFT, RIGHT, TOP, BOTTOM = 46, 10, 10, 24
-COLOURS = 8
-"""Colours of the palette; further lines use them again, dashed."""
-SMOOTH_FROM = 24
-"""With at least this many points a smoothed line is drawn over the faint raw one."""
-DOTS_UP_TO = 30
-"""Up to this many points each one is marked."""
+from memocr_jax.evaluation.plots import GRID, INK, PALETTE, svg
+from memocr_jax.report.values import ends, percent, short
 
-
-@dataclasses.dataclass(frozen=True)
-class Series:
-    """Values of one metric over the steps; None where a step has no finite value."""
-
-    label: str
-    values: tuple[float | None, ...]
-    colour: int = 0
-    """Index into the palette of report.css."""
+MARKERS_UP_TO = 30
+"""Up to this many values each one is marked."""
+SMOOTH_FROM = 31
+"""With at least this many values a smoothed line is drawn over the faint raw one."""
+NAMES = {
+    **{colour: f"var(--c{i})" for i, colour in enumerate(PALETTE)},
+    INK: "var(--dim)",
+    GRID: "var(--line)",
+}
+"""What each colour of a figure is called in the style sheet, which has it in light and in dark."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """A series ready to draw, in the coordinates of the view box."""
+    """Values of one metric; None where there is none."""
 
     label: str
-    colour: int
-    last: str
-    """Its newest value, for the legend."""
-    raw: str
-    """SVG path data, broken where values are missing."""
-    smooth: str
-    """SVG path data of the moving average, or empty."""
-    dots: tuple[tuple[float, float], ...]
+    values: Sequence[float | None]
+    colour: int = 0
+    """Index into the palette."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Chart:
-    """A line chart over steps."""
+    """A drawn chart and its legend."""
 
     title: str
     note: str
-    lines: tuple[Line, ...]
-    x_ticks: tuple[tuple[float, str], ...]
-    y_ticks: tuple[tuple[float, str], ...]
-    hover: str
-    """JSON for the pointer: positions and texts of every step."""
-    width: int = WIDTH
-    height: int = HEIGHT
-    left: int = LEFT
-    right: int = WIDTH - RIGHT
-    top: int = TOP
-    bottom: int = HEIGHT - BOTTOM
-
-
-def nice_ticks(low: float, high: float, count: int = 4) -> list[float]:
-    """About `count` round numbers (1, 2, 2.5 or 5 times a power of ten apart) that enclose [low, high]."""
-    if high - low <= max(1e-9 * max(abs(low), abs(high)), 1e-300):  # flat, or as good as flat
-        pad = abs(low) * 0.5 or 0.5
-        low, high = low - pad, high + pad
-    raw = (high - low) / count
-    power = 10.0 ** math.floor(math.log10(raw))
-    step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= raw * 0.999)
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [i * step for i in range(first, last + 1)]
-
-
-def tick_text(value: float, ticks: Sequence[float]) -> str:
-    """A tick with as many digits as tell it from its neighbours."""
-    largest, step = max(map(abs, ticks)), ticks[1] - ticks[0]
-    digits = math.ceil(math.log10(largest / step) - 1e-9) + 1
-    return short(value) if digits <= 3 or step >= 1 else f"{value:.{digits}g}"
-
-
-def moving_average(values: Sequence[float | None], half: int) -> list[float | None]:
-    """Mean over up to `half` values to either side, as many on both; missing values stay missing."""
-    averages: list[float | None] = []
-    for i, value in enumerate(values):
-        reach = min(half, i, len(values) - 1 - i)
-        near = [v for v in values[i - reach : i + reach + 1] if v is not None]
-        averages.append(None if value is None else sum(near) / len(near))
-    return averages
-
-
-def _path(points: Sequence[tuple[float, float] | None]) -> str:
-    """SVG path data through the points, lifting the pen at each None."""
-    parts, pen_down = [], False
-    for point in points:
-        if point is not None:
-            parts.append(f"{'L' if pen_down else 'M'}{point[0]:.1f} {point[1]:.1f}")
-        pen_down = point is not None
-    return "".join(parts)
-
-
-def _x_axis(steps: Sequence[int], doubling: bool) -> tuple[Callable[[float], float], list[int]]:
-    """Where a step lies, and the steps that get a tick."""
-    scale = math.log2 if doubling else float
-    first, inner = steps[0], WIDTH - LEFT - RIGHT
-    span = scale(steps[-1]) - scale(first)
-
-    def x_of(step: float) -> float:
-        return round(LEFT + inner * ((scale(step) - scale(first)) / span if span else 0.5), 1)
-
-    if doubling or len(steps) == 1:
-        return x_of, list(steps)
-    ticks = [int(t) for t in nice_ticks(first, steps[-1], 6) if first <= t <= steps[-1] and t == int(t)]
-    if not ticks or ticks[0] > first + 0.1 * span:
-        ticks.insert(0, first)
-    return x_of, ticks
+    svg: Markup
+    """Holds no text of a run: the template writes that, escaped."""
+    legend: Sequence[tuple[int | None, str, str]]
+    """(colour or None, label, value) of each line."""
 
 
 def line_chart(
     title: str,
-    steps: Sequence[int],
-    series: Sequence[Series],
+    xs: Sequence[int],
+    lines: Sequence[Line],
     *,
     note: str = "",
-    bounds: tuple[float, float] | None = None,
-    x_name: str = "step",
+    share: bool = False,
+    low: float | None = None,
+    high: float | None = None,
     doubling: bool = False,
+    legend: Sequence[tuple[int | None, str, str]] | None = None,
 ) -> Chart | None:
-    """Lay out a chart, or None when no series has a value.
+    """Draw a chart; None when no line has a value.
 
     Args:
-        title: heading of the chart.
-        steps: the step of each value, ascending.
-        series: what is drawn, each with one value a step.
-        note: a line of explanation.
-        bounds: smallest and largest value the vertical axis must show, as (0, 1) for accuracies.
-        x_name: what the horizontal axis counts.
-        doubling: equal ratios of `steps` lie equally far apart, and each has its tick; all must be above 0.
+        xs: the step or budget of each value, ascending.
+        lines: what is drawn, each with a value for every x.
+        share: values are shares, shown in per cent.
+        low, high: what the vertical axis must show at least.
+        doubling: equal ratios of `xs`, which are above 0, lie equally far apart, and each has its tick.
+        legend: default: how each line went, from its first to its last tenth.
     """
-    series = [s for s in series if any(v is not None for v in s.values)]
-    if not series:
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+    lines = [line for line in lines if any(value is not None for value in line.values)]
+    if not lines:
         return None
-    known = [v for s in series for v in s.values if v is not None]
-    shown = [*known, *(bounds or ())]
-    ticks = nice_ticks(min(shown), max(shown))
-    low, high = ticks[0], ticks[-1]
-    x_of, x_ticks = _x_axis(steps, doubling)
-    inner_h = HEIGHT - TOP - BOTTOM
+    figure = Figure(figsize=(4.2, 1.9), facecolor="none")
+    axis = figure.add_axes((0.13, 0.13, 0.84, 0.78), facecolor="none")
+    for line in lines:
+        _draw(axis, xs, line)
+    axis.spines[["top", "right", "left"]].set_visible(False)
+    axis.spines["bottom"].set_color(GRID)
+    axis.grid(axis="y", color=GRID, linewidth=0.8)
+    axis.set_axisbelow(True)
+    axis.tick_params(labelsize=8, labelcolor=INK, color=GRID, length=0, pad=4)
+    axis.ticklabel_format(axis="y", scilimits=(-3, 5), useOffset=False)
+    axis.yaxis.get_offset_text().set(color=INK, size=8)
+    if share:
+        axis.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
+    axis.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
+    known = [value for line in lines for value in line.values if value is not None]
+    bottom, top = axis.get_ylim()
+    bottom = bottom if low is None else min(low, *known)
+    top = top if high is None else max(high, *known)
+    axis.set_ylim(bottom, top if any(known) else 1)
+    if doubling:
+        axis.set_xscale("log", base=2)
+        axis.set_xticks(xs, [f"{x:,}" for x in xs])
+        axis.minorticks_off()
+    elif len(xs) <= 6:
+        axis.set_xticks(xs)
+    else:
+        axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    return Chart(title, note, _inline(svg(figure, fonttype="none")), legend or _went(lines, share))
 
-    def y_of(value: float) -> float:
-        return round(TOP + inner_h * (1 - (value - low) / (high - low)), 1)
 
-    def points(values: Sequence[float | None]) -> list[tuple[float, float] | None]:
-        return [None if v is None else (x_of(x), y_of(v)) for x, v in zip(steps, values, strict=True)]
+def _draw(axis, xs: Sequence[int], line: Line) -> None:
+    """A line, with a gap where a value is missing; one with few values, as of validations, has none."""
+    import numpy as np
 
-    smooth = len(steps) >= SMOOTH_FROM
-    lines = []
-    for s in series:
-        raw = points(s.values)
-        lines.append(
-            Line(
-                label=s.label,
-                colour=s.colour,
-                last=short(next(v for v in reversed(s.values) if v is not None)),
-                raw=_path(raw),
-                smooth=_path(points(moving_average(s.values, max(2, len(steps) // 24)))) if smooth else "",
-                dots=tuple(p for p in raw if p) if len(steps) <= DOTS_UP_TO else (),
-            )
-        )
-    hover = {
-        "x": [x_of(step) for step in steps],
-        "heads": [f"{x_name} {step:,}" for step in steps],
-        "series": [
-            {"label": s.label, "colour": s.colour % COLOURS, "text": [short(v) for v in s.values]}
-            for s in series
-        ],
-    }
-    return Chart(
-        title=title,
-        note=note,
-        lines=tuple(lines),
-        x_ticks=tuple((x_of(t), f"{t:,}") for t in x_ticks),
-        y_ticks=tuple((y_of(t), tick_text(t, ticks)) for t in ticks),
-        hover=json.dumps(hover, separators=(",", ":")),
+    colour = PALETTE[line.colour % len(PALETTE)]
+    values = np.array([np.nan if value is None else value for value in line.values])
+    there = np.isfinite(values)
+    few = there.sum() <= len(xs) / 2
+    shown = (np.asarray(xs)[there], values[there]) if few else (np.asarray(xs), values)
+    smooth = there.sum() >= SMOOTH_FROM
+    axis.plot(
+        *shown,
+        color=colour,
+        linewidth=0.8 if smooth else 1.6,
+        alpha=0.35 if smooth else 1,
+        linestyle="-" if line.colour < len(PALETTE) else "--",
+        marker="o" if there.sum() <= MARKERS_UP_TO else "",
+        markersize=3.5,
+        clip_on=False,
     )
+    if smooth:
+        half = max(2, there.sum() // 24)
+        averages = [
+            np.nan if np.isnan(value) else np.nanmean(shown[1][i - reach : i + reach + 1])
+            for i, value in enumerate(shown[1])
+            for reach in [min(half, i, len(shown[1]) - 1 - i)]
+        ]
+        axis.plot(shown[0], averages, color=colour, linewidth=1.6, clip_on=False)
+
+
+def _went(lines: Sequence[Line], share: bool) -> list[tuple[int | None, str, str]]:
+    show = percent if share else short
+    legend = []
+    for line in lines:
+        first, last = map(show, ends([value for value in line.values if value is not None]))
+        value = first if first == last else f"{first} → {last}"
+        legend.append((None, "", value) if len(lines) == 1 else (line.colour, line.label, value))
+    return legend
+
+
+def _inline(text: str) -> Markup:
+    """An SVG file as an element of a page: no prologue, no style and no names of its own."""
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", text, flags=re.DOTALL)
+    text = re.sub(r' (xmlns(:xlink)?|version|width|height)="[^"]*"', "", text, count=5)
+    text = re.sub(r' id="[a-zA-Z0-9.]+_\d+"| font-family: [^;]*;| transform="rotate\(-0[^"]*"', "", text)
+    text = re.sub(r"\n\s*", "\n", text)
+    return Markup(re.sub("|".join(NAMES), lambda found: NAMES[found[0]], text))
+
+
+def method_legend(
+    scores: Mapping[str, Mapping[int | None, float]], colours: Mapping[str, int]
+) -> list[tuple[int | None, str, str]]:
+    """For each method what it reaches at its largest and at its smallest budget."""
+    legend = []
+    for method, by_budget in scores.items():
+        most, *_, least = [*by_budget, *by_budget]
+        text = percent(by_budget[most]) + ("" if most is None else f" at {most:,}")
+        if least != most:
+            text += f", {percent(by_budget[least])} at {least:,}"
+        legend.append((colours[method], method, text))
+    return legend

@@ -1,4 +1,4 @@
-"""Which metric is drawn where: the one table of curves, and how keys `stage/name` become series."""
+"""Which metric is drawn where, and what it is called in words."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
-from memocr_jax.report.charts import Chart, Series, line_chart
-from memocr_jax.report.values import finite, short
+from memocr_jax.report.charts import Chart, Line, line_chart
+from memocr_jax.report.values import finite
 
-OBJECTIVES = ("std", "aug_m", "aug_q")
-"""The three objectives in their order and, everywhere, in the first three colours."""
+OBJECTIVES = {"std": "whole page", "aug_m": "small page", "aug_q": "cloze"}
+"""The three objectives (arXiv 2601.21468, section 4) by their names in the metrics, in their order."""
+EVIDENCE = "Gold evidence in the heading"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,116 +23,111 @@ class Curve:
     title: str
     keys: tuple[str, ...]
     note: str = ""
-    bounds: tuple[float, float] | None = None
-    """Smallest and largest value that the vertical axis must show."""
+    share: bool = False
+    """Shown in per cent."""
+    low: float | None = 0
+    high: float | None = None
+    """What the vertical axis must show."""
 
 
-REWARDS = tuple(f"reward/{name}" for name in OBJECTIVES)
-SHARE = (0.0, 1.0)
-FROM_ZERO = (0.0, 0.0)
 CURVES = (
-    Curve("Rewards", ("reward/*",), "share right: std, low resolution (aug_m), cloze (aug_q)", SHARE),
-    Curve("Validation", ("validation/*",)),
-    Curve(
-        "Gold evidence in the heading", ("memory/gold_in_heading",), "share of memories, drawn large", SHARE
-    ),
-    Curve("Loss", ("loss/*",), "clipped policy loss and what is added to it"),
-    Curve("KL to the initial policy", ("kl/*",), "per token"),
-    Curve("Gradient norm", ("grad/norm",), "before clipping", FROM_ZERO),
+    Curve("Right answers", ("reward/*",), "share of a step's answers, by how the page is read", True, 0, 1),
+    Curve("Validation", ("validation/accuracy*",), "right answers to held-out questions", True, 0, 1),
+    Curve(EVIDENCE, ("memory/gold_in_heading",), "share of memories that draw all of it large", True, 0, 1),
+    Curve("Loss", ("loss/*",), "the clipped policy loss and what is added to it", low=None),
+    Curve("KL to the initial policy", ("kl/*",), "per token", low=None),
+    Curve("Gradient norm", ("grad/norm",), "before clipping"),
     Curve("Entropy of the policy", ("policy/entropy",), "nats per token"),
-    Curve("Response length", ("draft/tokens", "read/tokens_*"), "sampled tokens a turn", FROM_ZERO),
-    Curve("Cut off by the length limit", ("draft/truncated", "read/truncated_*"), "share of turns", SHARE),
-    Curve("Page size", ("view/tokens_*",), "visual tokens of 28 x 28 px, as read", FROM_ZERO),
-    Curve(
-        "Groups without a signal", ("group/zero_variance_*",), "share whose samples all score alike", SHARE
-    ),
+    Curve("Length of memories and answers", ("draft/tokens", "read/tokens_*"), "sampled tokens"),
+    Curve("Cut off by the length limit", ("draft/truncated", "read/truncated_*"), "share of turns", True),
+    Curve("Size of a page", ("view/tokens_*",), "visual tokens of 28 x 28 px, as read"),
+    Curve("Groups without a signal", ("group/zero_variance_*",), "share whose samples score alike", True),
     Curve(
         "Failures",
-        ("render/empty", "render/failed", "render/truncated", "*/missing", "*/without_*"),
-        "counted, weighted zero",
-        (0.0, 1.0),
+        (
+            "render/empty",
+            "render/failed",
+            "render/truncated",
+            "validation/failed",
+            "*/missing",
+            "*/without_*",
+        ),
+        "number in a step; they weigh nothing",
     ),
-    Curve("Clipped", ("policy/clip_fraction", "grad/clipped_share"), "share of tokens, of updates", SHARE),
-    Curve("Throughput", ("time/tokens_per_s",), "sampled tokens per second", FROM_ZERO),
-    Curve("Time per stage", ("time/*_s",), "seconds of a step", FROM_ZERO),
+    Curve("Clipped", ("policy/clip_fraction", "grad/clipped_share"), "share", True),
+    Curve("Throughput", ("time/tokens_per_s",), "sampled tokens per second"),
+    Curve("Time per stage", ("time/*_s",), "seconds of a step"),
 )
+LABELS = {
+    "draft/tokens": "memory",
+    "draft/truncated": "memory",
+    "read/tokens": "answer",
+    "read/truncated": "answer",
+    "loss/kl": "KL term",
+    "validation/accuracy": "mean of the budgets",
+    "memory/gold_in_heading": "memories",
+    "render/empty": "empty pages",
+    "render/failed": "pages not rendered",
+    "render/truncated": "pages cut off",
+    "validation/failed": "validation answers",
+    "gap_fill/missing": "pages without a cloze",
+    "question/without_answer": "questions without an answer",
+    "policy/clip_fraction": "tokens",
+    "grad/clipped_share": "updates",
+}
 
 
-def metric_keys(metrics: Sequence[Mapping[str, Any]]) -> list[str]:
-    """All keys with a numeric value, in the order in which they first appear; `step` is not one."""
-    keys = {key: None for line in metrics for key, value in line.items() if finite(value) is not None}
-    return [key for key in keys if key != "step"]
+def label(key: str) -> str:
+    """A metric's name beside others of its chart."""
+    stem, _, budget = key.partition("accuracy_")
+    if stem == "validation/" and budget.isdecimal():
+        return f"at {int(budget):,} tokens"
+    for name, words in OBJECTIVES.items():
+        if key.endswith(("/" + name, "_" + name)):
+            known = LABELS.get(key.removesuffix("_" + name))
+            return f"{known}, {words}" if known else words
+    name = key.partition("/")[2] or key
+    return LABELS.get(key, name.removesuffix("_s").replace("_", " "))
 
 
-def series_of(metrics: Sequence[Mapping[str, Any]], key: str, label: str, colour: int = 0) -> Series:
-    """The values of one metric over all steps."""
-    return Series(label, tuple(finite(line.get(key)) for line in metrics), colour)
-
-
-def _objective(key: str) -> int | None:
-    """Index of the objective that a key ends in, as `view/tokens_aug_m` does."""
+def _place(key: str) -> int | None:
+    """Place of the objective that a key ends in, as `view/tokens_aug_m` does."""
     return next((i for i, name in enumerate(OBJECTIVES) if key.endswith(("/" + name, "_" + name))), None)
 
 
-def _labels(keys: Sequence[str]) -> list[str]:
-    """What tells keys apart: the objective if they differ in nothing else, else the key without its stage."""
-    objectives = [_objective(key) for key in keys]
-    stems = {
-        key if i is None else key.removesuffix(OBJECTIVES[i]) for key, i in zip(keys, objectives, strict=True)
-    }
-    if len(stems) == 1 and None not in objectives:
-        return [OBJECTIVES[i] for i in objectives]
-    one_stage = len({key.partition("/")[0] for key in keys}) == 1
-    return [key.partition("/")[2] or key if one_stage else key for key in keys]
+def _lines(metrics: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> list[Line]:
+    """Lines in the objectives' order and colours, what belongs to no objective after them, large budgets first."""
 
+    def order(key: str) -> tuple[int, int]:
+        budget = key.rpartition("_")[2]
+        return len(OBJECTIVES) if (i := _place(key)) is None else i, -int(budget) if budget.isdecimal() else 0
 
-def _lines(metrics: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> list[Series]:
-    """Series in the objectives' order and colours, what belongs to no objective after them."""
-    ordered = sorted(keys, key=lambda key: len(OBJECTIVES) if (i := _objective(key)) is None else i)
-    free = itertools.count(len(OBJECTIVES) if any(_objective(key) is not None for key in keys) else 0)
+    ordered = sorted(keys, key=order)
+    free = itertools.count(len(OBJECTIVES) if any(_place(key) is not None for key in keys) else 0)
     return [
-        series_of(metrics, key, label, next(free) if (i := _objective(key)) is None else i)
-        for key, label in zip(ordered, _labels(ordered), strict=True)
+        Line(
+            label(key),
+            [finite(line.get(key)) for line in metrics],
+            next(free) if (place := _place(key)) is None else place,
+        )
+        for key in ordered
     ]
 
 
-def draw_curves(metrics: Sequence[Mapping[str, Any]]) -> tuple[list[Chart], dict[str, list[Chart]]]:
-    """Charts of the table above, and small ones of every other metric by stage.
+def draw_curves(metrics: Sequence[Mapping[str, Any]]) -> tuple[list[Chart], list[str]]:
+    """The charts of the table above, and the keys of all metrics that are in none of them.
 
     Args:
         metrics: one mapping a step, steps ascending.
     """
     steps = [int(line["step"]) for line in metrics]
-    left = metric_keys(metrics)
-    charts: list[Chart] = []
+    keys = {key: None for line in metrics for key, value in line.items() if finite(value) is not None}
+    left = [key for key in keys if key != "step"]
+    charts = []
     for curve in CURVES:
-        keys = [key for key in left if any(fnmatchcase(key, pattern) for pattern in curve.keys)]
-        left = [key for key in left if key not in keys]
-        chart = line_chart(curve.title, steps, _lines(metrics, keys), note=curve.note, bounds=curve.bounds)
-        if chart:
+        own = [key for key in left if any(fnmatchcase(key, pattern) for pattern in curve.keys)]
+        left = [key for key in left if key not in own]
+        options = {"note": curve.note, "share": curve.share, "low": curve.low, "high": curve.high}
+        if (chart := line_chart(curve.title, steps, _lines(metrics, own), **options)) is not None:
             charts.append(chart)
-    others: dict[str, list[Chart]] = {}
-    for key in sorted(left):
-        stage, _, name = key.rpartition("/")
-        chart = line_chart(name, steps, [series_of(metrics, key, name)])
-        if chart:
-            others.setdefault(stage or "other", []).append(chart)
-    return charts, others
-
-
-@dataclasses.dataclass(frozen=True)
-class Trend:
-    """A metric's mean over the first and the newest tenth of a run."""
-
-    key: str
-    first: str
-    last: str
-
-
-def trend(metrics: Sequence[Mapping[str, Any]], key: str) -> Trend | None:
-    """How a metric went, or None when no step has it."""
-    values = [v for line in metrics if (v := finite(line.get(key))) is not None]
-    if not values:
-        return None
-    tenth = max(1, len(values) // 10)
-    return Trend(key, short(sum(values[:tenth]) / tenth), short(sum(values[-tenth:]) / tenth))
+    return charts, left

@@ -1,93 +1,267 @@
-"""The evaluation's results: accuracy against budget, as a table and a chart."""
+"""An evaluation for people: its accuracies, and every question with what was answered at each budget."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from memocr_jax.report.charts import COLOURS, Chart, Series, line_chart
-from memocr_jax.report.values import finite, short, text, texts, whole
-
-METRICS = {"em": "EM %", "f1": "F1 %", "sub_em": "sub-EM %"}
-MAX_ROWS = 400
-"""Cells shown of an evaluation; its own report has them all."""
+from memocr_jax.config import EvalConfig
+from memocr_jax.evaluation.journal import PAGES, Place
+from memocr_jax.evaluation.plots import method_colour
+from memocr_jax.evaluation.summary import READ
+from memocr_jax.evaluation.tables import AVERAGE, Score, Table, paper_table
+from memocr_jax.report.charts import Chart, Line, line_chart, method_legend
+from memocr_jax.report.page import render_page
+from memocr_jax.report.pictures import Picture, Pictures
+from memocr_jax.report.values import percent
+from render.files import write_atomically
 
 
 @dataclasses.dataclass(frozen=True)
-class Evaluation:
-    """Accuracy by data set, length, method and budget."""
+class Scores:
+    """What the section on accuracy shows."""
 
-    facts: tuple[tuple[str, str], ...]
-    """What else the summary says, as the number of questions."""
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    chart: Chart | None
-    failures: tuple[str, ...]
-    """What could not be read or scored; it counts as wrong."""
-
-
-def read_evaluation(summary: Mapping[str, Any]) -> Evaluation | None:
-    """Lay out `evaluation/summary.json` (memocr_jax.evaluation.summary); None when it has no cells."""
-    found = summary.get("cells")
-    cells = [cell for cell in found if isinstance(cell, Mapping)] if isinstance(found, list) else []
-    if not cells:
-        return None
-    return Evaluation(
-        facts=tuple(
-            (name.replace("_", " "), short(value) if isinstance(value, float) else text(value))
-            for name, value in summary.items()
-            if isinstance(value, str | int | float)
-        ),
-        columns=("data set", "length", "method", "budget", *METRICS.values(), "95 % of EM", "image tokens"),
-        rows=tuple(map(_row, cells[:MAX_ROWS])),
-        chart=_chart(cells),
-        failures=texts(summary.get("failures")),
-    )
+    sentence: str
+    """The result."""
+    charts: Sequence[Chart]
+    columns: Sequence[tuple[str, str]]
+    """(data set or "average", length)"""
+    rows: Sequence[tuple[str, str, Sequence[tuple[str, str]]]]
+    """(method, budget, (mean, 95 % interval) for each column)"""
+    notes: Sequence[tuple[str, Sequence[str]]]
+    """Further rows: a name, and a text for each column."""
+    folded: Sequence[tuple[str, str]]
+    """(title, text) of what was left out or failed."""
 
 
-def _row(cell: Mapping[str, Any]) -> tuple[str, ...]:
-    low, high = (_score(cell, "em", end) for end in ("low", "high"))
-    budget = whole(cell.get("budget"))
-    return (
-        *(text(cell.get(name)) for name in ("dataset", "length", "method")),
-        "–" if budget is None else f"{budget:,}",
-        *(_percent(_score(cell, metric, "mean")) for metric in METRICS),
-        "–" if low is None or high is None else f"{_percent(low)} to {_percent(high)}",
-        short(finite(cell.get("image_tokens"))),
-    )
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """One answer, at all budgets that showed the reader the same thing."""
+
+    budgets: str
+    outcome: str
+    """yes, no, or none where nothing could be read or scored."""
+    result: Mapping[str, Any]
+    picture: Picture | None
+    text: str | None
+    """The model's whole answer, where it is shown."""
+    shown_tokens: int | None
+    detail: str
 
 
-def _chart(cells: list[Mapping[str, Any]]) -> Chart | None:
-    """Exact match against budget: a line for each method, averaged over data sets and lengths."""
-    scores: dict[str, dict[int, list[float]]] = {}
-    for cell in cells:
-        budget, score = whole(cell.get("budget")), _score(cell, "em", "mean")
-        if budget is not None and budget > 0 and score is not None:
-            scores.setdefault(text(cell.get("method")), {}).setdefault(budget, []).append(score)
-    budgets = sorted({budget for by_budget in scores.values() for budget in by_budget})
-    mean = lambda values: sum(values) / len(values) if values else None  # noqa: E731
-    series = [
-        Series(method, tuple(mean(by_budget.get(budget)) for budget in budgets), colour % COLOURS)
-        for colour, (method, by_budget) in enumerate(scores.items())
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """A question and one of its samples."""
+
+    number: str
+    first: Mapping[str, Any]
+    """Any of its results: data set, length, id and accepted answers."""
+    question: str
+    document_tokens: int
+    memory: str | None
+    methods: Mapping[str, Sequence[Reading]]
+    marks: Mapping[str, Sequence[tuple[str, str]]]
+    """For each method (budget, outcome) of each answer."""
+
+    @property
+    def kinds(self) -> str:
+        """What the page's filter can ask for: every outcome as "METHOD at BUDGET: OUTCOME", and in sum."""
+        outcomes = [outcome for marks in self.marks.values() for _, outcome in marks]
+        kinds = [
+            f"{method} at {budget}: {outcome}"
+            for method, marks in self.marks.items()
+            for budget, outcome in marks
+        ]
+        right = outcomes.count("yes")
+        kinds.append("right" if right == len(outcomes) else "mixed" if right else "wrong")
+        return "|".join([*kinds, *(["failed"] if "none" in outcomes else [])])
+
+
+def read_scores(summary: Mapping[str, Any]) -> Scores:
+    """Lay out a summary (memocr_jax.evaluation.summary); LookupError, TypeError or the like if it is none."""
+    table = paper_table(summary, "em")
+    folded = [
+        (f"{one['left_out']} rows left out of {one['dataset']} {one['length']}", "\n".join(one["problems"]))
+        for one in summary.get("sets", ())
+        if one["problems"]
     ]
-    if not budgets:
-        return None
-    return line_chart(
-        "Exact match against budget",
-        budgets,
-        series,
-        note="share of all questions, mean over data sets and lengths; by tokens of the budget",
-        bounds=(0.0, 1.0),
-        x_name="budget",
-        doubling=True,
+    if failures := summary.get("failures"):
+        folded.append((f"{len(failures)} not read or not scored (counted as wrong)", "\n".join(failures)))
+    return Scores(
+        _sentence(summary, table),
+        _charts(table),
+        table.columns,
+        [(method, _budget(budget), list(map(_cell, row))) for method, budget, row in table.rows],
+        table.notes,
+        folded,
     )
 
 
-def _score(cell: Mapping[str, Any], metric: str, end: str) -> float | None:
-    scores = cell.get(metric)
-    return finite(scores.get(end)) if isinstance(scores, Mapping) else None
+def _cell(score: Score | None) -> tuple[str, str]:
+    if score is None:
+        return "–", ""
+    interval = "" if score["low"] is None else f"{100 * score['low']:.1f} to {100 * score['high']:.1f}"
+    return f"{100 * score['mean']:.1f} %", interval
 
 
-def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.1f}"
+def write_evaluation(
+    directory: Path,
+    entries: Mapping[Place, Mapping[str, Any]],
+    summary: Mapping[str, Any],
+    settings: EvalConfig,
+) -> Path:
+    """Write `<directory>/report.html`; returns its path.
+
+    All questions are in it; memories, whole answers and pages are those of the first
+    `settings.report_questions` of each set, pages up to `settings.report_mb`.
+    """
+    pictures = Pictures(directory / PAGES, settings.report_mb * 2**20)
+    many = any(result["sample"] for entry in entries.values() for result in entry["results"])
+    shown: dict[Place, list[Entry]] = {}
+    # The first questions of every set before the second ones, should the pages not all fit.
+    for place in sorted(entries, key=lambda place: (place[1], place[0])):
+        whole = not settings.report_questions or place[1] < settings.report_questions
+        shown[place] = _entries(entries[place], place[1], many, pictures if whole else None)
+    notes = []
+    if pictures.left_out:
+        notes.append(f"{pictures.left_out} views left out: more than {settings.report_mb} MiB in all")
+    if settings.report_questions and any(i >= settings.report_questions for _, i in entries):
+        notes.append(
+            f"memories and pages are shown for the first {settings.report_questions} questions of each set"
+        )
+    name = directory.resolve()
+    scores = read_scores(summary)
+    page = render_page(
+        6000,
+        title=f"{name.parent.name} / {name.name}",
+        kind="evaluation",
+        sentence=scores.sentence,
+        notes=notes,
+        facts=_facts(summary),
+        scores=scores,
+        entries=[entry for place in sorted(shown) for entry in shown[place]],
+    )
+    path = directory / "report.html"
+    write_atomically(path, page)
+    return path
+
+
+def _facts(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """What was evaluated, and how: (name, value, small print)."""
+    step, samples = summary["checkpoint"], summary["samples"]
+    sampled = f"temperature {summary['temperature']:g}, top-p {summary['top_p']:g}"
+    return [
+        ("Weights", summary["weights"] + ("" if step is None else f", step {step:,}"), ""),
+        ("Memories", f"{samples} a question", ""),
+        ("Sampling", sampled if summary["temperature"] else "greedy", ""),
+    ]
+
+
+def _entries(entry: Mapping[str, Any], i: int, many: bool, pictures: Pictures | None) -> list[Entry]:
+    """A question, once for each of its samples."""
+    by_sample: dict[int, dict[str, list[int]]] = {}
+    for k, result in enumerate(entry["results"]):
+        by_sample.setdefault(result["sample"], {}).setdefault(result["method"], []).append(k)
+    return [
+        Entry(
+            number=f"{i + 1}.{sample + 1}" if many else str(i + 1),
+            first=entry["results"][0],
+            question=entry["question"],
+            document_tokens=entry["document_tokens"],
+            memory=entry["memories"][sample] if pictures and entry["memories"] else None,
+            methods={method: _readings(entry, places, pictures) for method, places in methods.items()},
+            marks={
+                method: [
+                    (_budget(entry["results"][k]["budget"]), _outcome(entry["results"][k])) for k in places
+                ]
+                for method, places in methods.items()
+            },
+        )
+        for sample, methods in by_sample.items()
+    ]
+
+
+def _readings(entry: Mapping[str, Any], places: Sequence[int], pictures: Pictures | None) -> list[Reading]:
+    readings: list[Reading] = []
+    for k in places:
+        result = entry["results"][k]
+        picture = None
+        if pictures and result["image_tokens"] is not None:
+            picture = pictures.view(f"{result['page_hash']}.png", result["budget"])
+        if picture and readings and readings[-1].picture is picture:
+            last = readings[-1]
+            readings[-1] = dataclasses.replace(last, budgets=f"{last.budgets}, {_budget(result['budget'])}")
+            continue
+        page = entry["pages"].get(result["page_hash"], {})
+        text = entry["texts"][k] if pictures else None
+        shown_tokens, detail = entry["shown_tokens"][k], page.get("detail", "")
+        readings.append(
+            Reading(_budget(result["budget"]), _outcome(result), result, picture, text, shown_tokens, detail)
+        )
+    return readings
+
+
+def _budget(budget: int | None) -> str:
+    return "no budget" if budget is None else f"{budget:,}"
+
+
+def _outcome(result: Mapping[str, Any]) -> str:
+    return "none" if result["status"] not in READ else "yes" if result["em"] >= 0.5 else "no"
+
+
+def _sentence(summary: Mapping[str, Any], table: Table) -> str:
+    """What the first method reaches at its largest and smallest budget, mean over the sets."""
+    method = table.rows[0][0]
+    means = {}
+    for name, budget, row in table.rows:
+        own = [
+            score["mean"]
+            for (column, _), score in zip(table.columns, row, strict=True)
+            if score and column != AVERAGE
+        ]
+        if name == method and own:
+            means[budget] = sum(own) / len(own)
+    most, *_, least = [*means, *means]
+    told = f"With {method}, {percent(means[most])} of {summary['questions']:,} questions are answered right"
+    if most is not None:
+        told += f" at {most:,} tokens"
+    if least != most:
+        told += f", and {percent(means[least])} at {least:,}"
+    return f"{told} (mean of the sets)." if len(summary.get("sets", ())) > 1 else f"{told}."
+
+
+def _charts(table: Table) -> list[Chart]:
+    """Right answers against budget for each length, averaged over its data sets; a line for each method."""
+    budgets = sorted({budget for _, budget, _ in table.rows if budget})
+    methods = list(dict.fromkeys(method for method, _, _ in table.rows))
+    names = {name for name, _ in table.columns}
+    charts = []
+    for column, (name, length) in enumerate(table.columns):
+        if not budgets or (name != AVERAGE and AVERAGE in names and (AVERAGE, length) in table.columns):
+            continue
+        scores = {
+            method: {b: row[column]["mean"] for m, b, row in table.rows if m == method and row[column]}
+            for method in methods
+        }
+        scores = {method: by_budget for method, by_budget in scores.items() if by_budget}
+        colours = {method: method_colour(method, i) for i, method in enumerate(methods)}
+        chart = line_chart(
+            f"{name}, {length}",
+            budgets,
+            # A method without a budget is a level line.
+            [
+                Line(method, [by.get(budget, by.get(None)) for budget in budgets], colours[method])
+                for method, by in scores.items()
+            ],
+            note="share of right answers, by budget in tokens",
+            share=True,
+            low=0,
+            high=1,
+            doubling=True,
+            legend=method_legend(scores, colours),
+        )
+        if chart:
+            charts.append(chart)
+    return charts

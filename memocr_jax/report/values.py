@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+LARGEST = 1e100
+"""Larger numbers are not drawn."""
 
 
 def text(value: Any) -> str:
@@ -16,10 +20,6 @@ def texts(value: Any) -> tuple[str, ...]:
     if value is None:
         return ()
     return tuple(map(text, value)) if isinstance(value, list) else (text(value),)
-
-
-LARGEST = 1e300
-"""Numbers beyond cannot be drawn: the difference of two may be infinite."""
 
 
 def finite(value: Any) -> float | None:
@@ -44,6 +44,26 @@ def short(value: float | None) -> str:
     for limit, unit in ((1e9, "G"), (1e6, "M")):
         if size >= limit:
             return f"{value / limit:.3g}{unit}"
-    if size >= 10_000 or value == int(value):
+    if size >= 1000 or value == int(value):
         return f"{value:,.0f}"
     return f"{value:.3g}" if size >= 1 or size < 1e-3 else f"{value:.3f}".rstrip("0").rstrip(".")
+
+
+def percent(share: float | None) -> str:
+    """A share in per cent: 21 %, with one decimal where a whole number would say 0 or 100 too early."""
+    if share is None or not math.isfinite(share):
+        return "–"
+    value = 100 * share
+    digits = 0 if value == 0 or 10 <= value < 99.5 or value >= 99.95 else 1
+    return f"{value:.{digits}f}\N{NO-BREAK SPACE}%"
+
+
+def known(metrics: Sequence[Mapping[str, Any]], key: str) -> list[float]:
+    """The finite values of one metric, in the order of the steps."""
+    return [value for line in metrics if (value := finite(line.get(key))) is not None]
+
+
+def ends(values: Sequence[float]) -> tuple[float, float]:
+    """The mean of the first and of the last tenth of some values; there must be one at least."""
+    tenth = max(1, len(values) // 10)
+    return sum(values[:tenth]) / tenth, sum(values[-tenth:]) / tenth

@@ -1,6 +1,7 @@
 """The configuration: strict, typed, overridable, and checked before anything heavy is imported."""
 
 import dataclasses
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +25,7 @@ from memocr_jax.config import (
     to_tree,
     validate,
 )
+from memocr_jax.config.data import DataConfig
 from memocr_jax.core.errors import UserError
 from render.bounds import hints_of, marks_of
 from tests.waiting import LIMIT_S
@@ -292,3 +294,12 @@ def test_mistakes_in_what_is_evaluated(changes, words):
     with pytest.raises(UserError) as error:
         validate(config)
     assert all(word in str(error.value) for word in words), error.value
+
+
+def test_the_length_of_prepared_documents_is_their_own(tmp_path):
+    """document_tokens was shown: what documents would be padded to if they were not prepared."""
+    manifest = {"document_tokens": {"least": 2100, "mean": 2980.4, "most": 3000}}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    data = DataConfig(source="prepared", validation_path=str(tmp_path), document_tokens=1500)
+    config = dataclasses.replace(Config(), model=ModelConfig(path="m"), data=data)
+    assert evaluation_sets(config) == [(tmp_path.stem, "2,980 tokens", data)]

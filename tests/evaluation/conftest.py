@@ -20,6 +20,7 @@ from memocr_jax.core.types import Completion, QaExample, Stop
 from memocr_jax.evaluation.journal import Journal, write_pages, write_results
 from memocr_jax.evaluation.outputs import write_outputs
 from memocr_jax.models.tokenizer import load_tokenizer
+from memocr_jax.report import write_evaluation
 from render.types import MemoryPage, PageStatus
 from render.views import fit, image_tokens
 
@@ -152,6 +153,7 @@ def finish(journal: Journal, **settings: Any) -> Evaluation:
         ],
     }
     summary = write_outputs(journal.directory, entries, config, 0, about)
+    write_evaluation(journal.directory, entries, summary, config)
     return Evaluation(journal.directory, config, summary)
 
 

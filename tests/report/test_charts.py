@@ -1,40 +1,24 @@
-"""Chart geometry against positions worked out by hand."""
+"""Charts: which values are drawn and how they are told in words."""
 
 from __future__ import annotations
 
-import json
+import re
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from memocr_jax.report.charts import Series, line_chart, moving_average, nice_ticks, tick_text
-from memocr_jax.report.values import short
+from memocr_jax.report.charts import Line, line_chart
+from memocr_jax.report.values import ends, percent, short
 
 
-@pytest.mark.parametrize(
-    ("low", "high", "ticks"),
-    [
-        (0.0, 1.0, [0, 0.25, 0.5, 0.75, 1.0]),
-        # 9.7 / 4 = 2.4 -> steps of 2.5 from the multiple below 0.3 to the one above 10
-        (0.3, 10.0, [0, 2.5, 5, 7.5, 10]),
-        (-1.0, 1.0, [-1, -0.5, 0, 0.5, 1]),
-        # a flat line gets half its value to either side: 1..3 in steps of 0.5
-        (2.0, 2.0, [1, 1.5, 2, 2.5, 3]),
-        (0.0, 0.0, [-0.5, -0.25, 0, 0.25, 0.5]),
-    ],
-)
-def test_ticks_are_round_and_enclose_the_values(low, high, ticks):
-    assert nice_ticks(low, high) == pytest.approx(ticks)
+def strokes(chart, colour=0):
+    """The points of every stroke of a colour's lines, in the coordinates of the view box."""
+    paths = re.findall(rf'<path d="([^"]*)"[^>]*style="fill: none; stroke: var\(--c{colour}\)', chart.svg)
+    parts = [part for path in paths for part in path.split("M")[1:]]
+    return [[tuple(map(float, p.split())) for p in part.split("L")] for part in parts]
 
 
-@given(st.floats(-1e9, 1e9), st.floats(1e-9, 1e9))
-def test_ticks_always_enclose(low, span):
-    high = low + span
-    ticks = nice_ticks(low, high)
-    slack = 1e-6 * (ticks[1] - ticks[0])
-    assert ticks[0] <= low + slack and ticks[-1] >= high - slack
-    assert 2 <= len(ticks) <= 7
+def markers(chart, colour=0):
+    return len(re.findall(rf'<use [^>]*style="fill: var\(--c{colour}\)', chart.svg))
 
 
 @pytest.mark.parametrize(
@@ -42,6 +26,7 @@ def test_ticks_always_enclose(low, span):
     [
         (0, "0"),
         (12345, "12,345"),
+        (2620.4, "2,620"),
         (1_234_567, "1.23M"),
         (0.5, "0.5"),
         (0.01234, "0.012"),
@@ -54,43 +39,71 @@ def test_short_numbers(value, text):
     assert short(value) == text
 
 
-def test_ticks_close_together_can_be_told_apart():
-    ticks = [8.0195, 8.02, 8.0205]
-    assert [tick_text(t, ticks) for t in ticks] == ["8.0195", "8.02", "8.0205"]
-    assert [tick_text(t, [0, 0.25, 0.5]) for t in [0, 0.25, 0.5]] == ["0", "0.25", "0.5"]
-    assert [tick_text(t, [0, 2500, 5000]) for t in [0, 2500, 5000]] == ["0", "2,500", "5,000"]
-    assert [tick_text(t, [0, 2e-7, 4e-7]) for t in [0, 2e-7, 4e-7]] == ["0", "2e-07", "4e-07"]
+@pytest.mark.parametrize(
+    ("share", "text"),
+    [(0, "0 %"), (0.2135, "21 %"), (0.0042, "0.4 %"), (0.997, "99.7 %"), (1, "100 %"), (None, "–")],
+)
+def test_per_cent_says_0_and_100_only_where_they_are_meant(share, text):
+    assert percent(share).replace("\N{NO-BREAK SPACE}", " ") == text
 
 
-def test_moving_average_is_centred_and_skips_what_is_missing():
-    # half = 1: the ends keep their value (as many on both sides); beside the gap (1 + 3) / 2 and (8 + 4) / 2
-    assert moving_average([1, 3, None, 8, 4], 1) == [1, 2, None, 6, 4]
+def test_ends_are_means_of_a_tenth():
+    # Of 20 values a tenth is two: (0 + 1) / 2 and (18 + 19) / 2.
+    assert ends(list(range(20))) == (0.5, 18.5)
+    assert ends([3.0]) == (3.0, 3.0)
 
 
 def test_points_lie_where_their_values_are():
-    chart = line_chart("t", [1, 2, 3], [Series("a", (0.0, None, 1.0))], bounds=(0, 1))
-    # The axis runs from 0 (bottom) to 1 (top); step 1 is at the left edge, step 3 at the right one.
-    assert chart.lines[0].raw == f"M{chart.left:.1f} {chart.bottom:.1f}M{chart.right:.1f} {chart.top:.1f}"
-    assert chart.lines[0].last == "1"
-    hover = json.loads(chart.hover)
-    assert hover["heads"] == ["step 1", "step 2", "step 3"]
-    assert hover["series"] == [{"label": "a", "colour": 0, "text": ["0", "–", "1"]}]
+    chart = line_chart("t", [1, 2, 4], [Line("a", [0.0, 0.5, 1.0])], low=0, high=1)
+    ((first, middle, last),) = strokes(chart)
+    assert last[0] - middle[0] == pytest.approx(2 * (middle[0] - first[0]), abs=0.01)
+    assert first[1] - middle[1] == pytest.approx(middle[1] - last[1], abs=0.01)
+    assert first[1] > last[1], "SVG counts from the top"
+    assert chart.legend == [(None, "", "0 → 1")]
 
 
-def test_one_step_is_a_dot_in_the_middle():
-    chart = line_chart("t", [7], [Series("a", (0.5,))], bounds=(0, 1))
-    middle = (chart.left + chart.right) / 2
-    assert chart.lines[0].dots == ((middle, (chart.top + chart.bottom) / 2),)
-    assert chart.x_ticks == ((middle, "7"),)
+def test_budgets_that_double_lie_equally_far_apart_and_have_their_ticks():
+    chart = line_chart("t", [2, 8, 32], [Line("a", [0.2, 0.5, 1.0])], doubling=True)
+    ((first, middle, last),) = strokes(chart)
+    assert last[0] - middle[0] == pytest.approx(middle[0] - first[0], abs=0.01)
+    assert [text for text in ("2", "8", "32") if f">{text}</text>" in chart.svg] == ["2", "8", "32"]
 
 
-def test_doubling_steps_lie_equally_far_apart():
-    chart = line_chart("t", [8, 16, 32], [Series("a", (0.0, 0.5, 1.0))], x_name="budget", doubling=True)
-    middle = (chart.left + chart.right) / 2
-    assert chart.x_ticks == ((chart.left, "8"), (middle, "16"), (chart.right, "32"))
-    assert json.loads(chart.hover)["heads"][0] == "budget 8"
+def test_a_missing_value_is_a_gap_not_zero():
+    chart = line_chart("t", [1, 2, 3, 4, 5], [Line("a", [0.5, 0.6, None, 0.7, 0.8])], low=0, high=1)
+    assert [len(stroke) for stroke in strokes(chart)] == [2, 2]
+    assert markers(chart) == 4
+
+
+def test_a_few_values_among_many_steps_are_one_line_with_markers():
+    """The chart of the validation was blank: a line lifted its pen at each of its gaps."""
+    values = [step / 300 if step % 50 == 0 else None for step in range(1, 301)]
+    chart = line_chart("Validation", range(1, 301), [Line("a", values), Line("b", values, 1)], share=True)
+    for colour in (0, 1):
+        assert [len(stroke) for stroke in strokes(chart, colour)] == [6]
+        assert markers(chart, colour) == 6
+    assert chart.legend[1] == (1, "b", "17\N{NO-BREAK SPACE}% → 100\N{NO-BREAK SPACE}%")
+
+
+def test_many_values_have_a_smooth_line_over_the_raw_one_and_no_markers():
+    chart = line_chart("t", range(100), [Line("a", [i % 2 for i in range(100)])])
+    raw, smooth = strokes(chart)
+    heights = [max(y for _, y in line[20:-20]) - min(y for _, y in line[20:-20]) for line in (raw, smooth)]
+    assert heights[1] < 0.3 * heights[0] and markers(chart) == 0
+
+
+def test_a_flat_line_and_a_single_step_are_charts_too():
+    assert ">7</text>" in line_chart("t", [7], [Line("a", [0.5])], low=0, high=1).svg
+    assert line_chart("t", [1, 2], [Line("a", [0.0, 0.0])], low=0).svg
+
+
+def test_the_style_sheet_has_the_colours_and_the_page_the_text():
+    chart = line_chart("<title>", [1, 2], [Line("<label>", [1.0, 2.0]), Line("b", [2.0, 1.0], 9)])
+    assert not re.search(r"#[0-9a-f]{6}|http|<style|<title>|<label>|<metadata", chart.svg)
+    assert "var(--c0)" in chart.svg and "var(--c1)" in chart.svg and "var(--dim)" in chart.svg
+    assert not re.findall(r' id="\w+_\d+"', chart.svg), "names that another chart of the page has too"
 
 
 def test_nothing_to_draw_is_no_chart():
-    assert line_chart("t", [1], [Series("a", (None,))]) is None
+    assert line_chart("t", [1], [Line("a", [None])]) is None
     assert line_chart("t", [], []) is None

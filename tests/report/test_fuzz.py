@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import html.parser
 import json
 from pathlib import Path
@@ -11,9 +10,10 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from memocr_jax.report import write_report
-from memocr_jax.report.trajectories import KIND_NAMES, ShownTurn
+from memocr_jax.report.charts import Line, line_chart
+from memocr_jax.report.questions import KINDS, _turn
 
-FIELDS = [field.name for field in dataclasses.fields(ShownTurn)]
+FIELDS = list(_turn({}))
 FIELDS += ["step", "q", "g", "example_id", "question", "answers", "document_tokens", "n_chunks"]
 FIELDS += ["page", "page_status", "page_detail", "view", "file", "image_tokens", "width_px", "height_px"]
 MARKUP = st.sampled_from(
@@ -32,7 +32,7 @@ VALUE = st.recursive(
     max_leaves=5,
 )
 TURN = st.fixed_dictionaries(
-    {"q": st.integers(0, 1), "g": st.integers(0, 1), "kind": st.sampled_from(["DRAFT", *KIND_NAMES, "?"])},
+    {"q": st.integers(0, 1), "g": st.integers(0, 1), "kind": st.sampled_from(["DRAFT", *KINDS, "?"])},
     optional=dict.fromkeys(set(FIELDS) - {"q", "g", "kind"}, VALUE),
 )
 METRICS = st.dictionaries(
@@ -65,12 +65,9 @@ def tags_of(text: str) -> set[str]:
     return parser.found
 
 
-KNOWN = tags_of(
-    "".join(
-        path.read_text("utf-8")
-        for path in (Path(__file__).parents[2] / "memocr_jax" / "report" / "assets").glob("*.html")
-    )
-)
+ASSETS = Path(__file__).parents[2] / "memocr_jax" / "report" / "assets"
+A_CHART = line_chart("", range(2), [Line("", [0.0, 1.0]), Line("", [1e-7, None])]).svg
+KNOWN = tags_of(A_CHART + "".join(path.read_text("utf-8") for path in ASSETS.glob("*.html")))
 
 
 @settings(
@@ -82,7 +79,10 @@ KNOWN = tags_of(
     turns=st.lists(st.one_of(TURN, VALUE), max_size=8),
     metrics=st.lists(METRICS, max_size=4),
     about=VALUE,
-    summary=st.one_of(VALUE, st.fixed_dictionaries({"cells": CELLS, "failures": VALUE})),
+    summary=st.one_of(
+        VALUE,
+        st.fixed_dictionaries({"cells": CELLS, "averages": CELLS, "failures": VALUE, "questions": VALUE}),
+    ),
 )
 def test_any_json_gives_a_report(tmp_path, turns, metrics, about, summary):
     root = tmp_path / "run"

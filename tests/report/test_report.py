@@ -9,14 +9,14 @@ import pytest
 from memocr_jax.core.errors import UserError
 from memocr_jax.report import ReportLimits, write_about, write_report
 from memocr_jax.report.curves import draw_curves
-from memocr_jax.report.evaluation import read_evaluation
-from memocr_jax.report.record import read_run
-from memocr_jax.report.trajectories import PictureReader, evenly, reward_spread, select_groups
+from memocr_jax.report.pictures import Pictures
+from memocr_jax.report.questions import evenly, reward_spread, select_groups
+from memocr_jax.runs.record import read_run
 
 
 def groups_of(run, **limits):
     options = {"max_steps": 6, "questions_per_step": 2, "max_turns": 400} | limits
-    pictures = PictureReader(run.root / "trajectories", 10**8)
+    pictures = Pictures(run.root / "trajectories", 10**8)
     return select_groups(read_run(run.root).turn_files, pictures=pictures, **options)
 
 
@@ -27,7 +27,7 @@ def test_a_whole_run(new_run):
     assert path == run.root / "report.html"
     assert "<h1>warm</h1>" in html
     assert "30 of 200" in html and "run 3 · data 5" in html
-    assert "document 367 tokens in 3 chunks" in html  # 128 * 3 - 17
+    assert "document of 367 tokens in 3 chunks" in html  # 128 * 3 - 17
     assert html.count('<details class="sample"') == 8  # two steps, one question, four samples
     assert html.count('<details class="draft"') == 24  # three chunks each
     assert html.count('class="read"') == 24  # three objectives each
@@ -48,7 +48,7 @@ def test_drafts_are_in_order_whatever_the_file_says(new_run):
     path.write_text("\n".join(reversed(path.read_text().splitlines())))
     (group,), _ = groups_of(run)
     assert [s.g for s in group.samples] == [0, 1]
-    assert [[d.chunk for d in s.drafts] for s in group.samples] == [[0, 1, 2], [0, 1, 2]]
+    assert [[d["chunk"] for d in s.drafts] for s in group.samples] == [[0, 1, 2], [0, 1, 2]]
     assert list(group.samples[0].reads) == ["QA", "QA_LOWRES", "GAP_FILL"]
 
 
@@ -56,8 +56,8 @@ def test_two_readers_of_one_view_share_its_picture(new_run):
     run = new_run().config().trajectories(1, group=1)
     (group,), _ = groups_of(run)
     full, low = group.samples[0].views
-    assert [t.kind for t in full.reads] == ["QA", "GAP_FILL"]
-    assert [t.kind for t in low.reads] == ["QA_LOWRES"]
+    assert [t["kind"] for t in full.reads] == ["QA", "GAP_FILL"]
+    assert [t["kind"] for t in low.reads] == ["QA_LOWRES"]
     assert (low.picture.width_px, full.picture.width_px) == (112, 364)  # 448 / 4 and 448 * 0.8125
     html = write_report(run.root).read_text()
     assert html.count("data:image/png") == 3  # the page, its full view, its low view: each once
@@ -123,56 +123,61 @@ def test_not_a_run_directory(tmp_path):
         write_report(tmp_path)
 
 
-def test_missing_values_are_gaps_not_zeros(new_run):
-    run = new_run().config()
-    lines = [
-        {"step": 1, "reward/std": 0.5},
-        {"step": 2, "reward/std": None},
-        {"step": 3, "reward/std": float("nan")},
-        {"step": 4, "reward/std": 1.0, "new/one": 3},
-    ]
-    (run.root / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    charts, others = draw_curves(read_run(run.root).metrics)
-    assert [chart.title for chart in charts] == ["Rewards"]
-    assert charts[0].lines[0].raw.count("M") == 2 and "L" not in charts[0].lines[0].raw
-    assert [chart.title for chart in others["new"]] == ["one"]
-
-
-def test_every_metric_is_drawn_once(new_run):
+def test_every_metric_is_shown_once(new_run):
     run = new_run().config().metrics(3)
     charts, others = draw_curves(read_run(run.root).metrics)
-    drawn = sum(len(c.lines) for c in charts) + sum(len(c.lines) for cs in others.values() for c in cs)
-    assert drawn == len(json.loads((run.root / "metrics.jsonl").read_text().splitlines()[0])) - 1
-    titles = {chart.title: len(chart.lines) for chart in charts}
+    titles = {chart.title: len(chart.legend) for chart in charts}
     assert titles == {
-        "Rewards": 3,
+        "Right answers": 3,
         "Loss": 2,
         "KL to the initial policy": 1,
         "Gradient norm": 1,
-        "Response length": 2,
-        "Page size": 1,
+        "Length of memories and answers": 2,
+        "Size of a page": 1,
         "Groups without a signal": 1,
         "Failures": 2,
         "Throughput": 1,
         "Time per stage": 5,
     }
+    assert others == ["optim/learning_rate"]
+    assert sum(titles.values()) + 1 == len(json.loads((run.root / "metrics.jsonl").open().readline())) - 1
+    html = write_report(run.root).read_text()
+    assert "1 more metrics" in html and "<td>optim/learning_rate</td>" in html
 
 
-def test_objectives_keep_their_order_and_colour():
+def test_names_are_words_in_the_order_and_colours_of_the_objectives():
     keys = (
-        "reward/aug_m",
-        "reward/aug_q",
-        "reward/std",
-        "draft/tokens",
-        "read/tokens_aug_q",
-        "read/tokens_std",
+        *("reward/aug_m", "reward/aug_q", "reward/std", "draft/tokens", "read/tokens_aug_q"),
+        *("read/tokens_std", "validation/failed"),
+        *("validation/accuracy", "validation/accuracy_2", "validation/accuracy_1024"),
     )
     charts, _ = draw_curves([{"step": 1, **dict.fromkeys(keys, 0.5)}])
-    lines = {chart.title: [(line.label, line.colour) for line in chart.lines] for chart in charts}
-    assert lines == {
-        "Rewards": [("std", 0), ("aug_m", 1), ("aug_q", 2)],
-        "Response length": [("read/tokens_std", 0), ("read/tokens_aug_q", 2), ("draft/tokens", 3)],
+    half = "50\N{NO-BREAK SPACE}%"
+    assert {chart.title: chart.legend for chart in charts} == {
+        "Right answers": [(0, "whole page", half), (1, "small page", half), (2, "cloze", half)],
+        "Validation": [
+            (0, "at 1,024 tokens", half),
+            (1, "at 2 tokens", half),
+            (2, "mean of the budgets", half),
+        ],
+        "Length of memories and answers": [
+            (0, "answer, whole page", "0.5"),
+            (2, "answer, cloze", "0.5"),
+            (3, "memory", "0.5"),
+        ],
+        "Failures": [(None, "", "0.5")],
     }
+
+
+def test_the_result_is_one_sentence(new_run):
+    run = new_run().config()
+    lines = [{"step": s, "reward/std": 0.5, "reward/aug_m": 0.2 if s == 1 else 0.9} for s in (1, 2)]
+    (run.root / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    html = write_report(run.root).read_text().replace("\N{NO-BREAK SPACE}", " ")
+    assert (
+        '<p class="sentence">Right answers over 2 steps of training: 50 % → 50 % (whole page), '
+        "20 % → 90 % (small page).</p>"
+    ) in html
 
 
 def test_a_page_that_is_its_own_full_view_is_shown_once(new_run):
@@ -217,7 +222,7 @@ def test_hostile_text_is_text(new_run, hostile):
 def test_only_pictures_of_the_run_are_embedded(new_run, name):
     run = new_run().config()
     (run.root / "trajectories").mkdir()
-    assert PictureReader(run.root / "trajectories", 10**6).read(name) is None
+    assert Pictures(run.root / "trajectories", 10**6).file(name) is None
 
 
 def test_a_file_that_is_no_png_is_not_embedded(new_run):
@@ -230,9 +235,9 @@ def test_a_file_that_is_no_png_is_not_embedded(new_run):
 
 def test_pictures_are_bounded_and_counted(new_run):
     run = new_run().config().trajectories(1, group=4)
-    pictures = PictureReader(run.root / "trajectories", 20_000)
+    pictures = Pictures(run.root / "trajectories", 20_000)
     files = sorted((run.root / "trajectories" / "pages").glob("*.png"))
-    kept = [p for p in files if pictures.read(f"pages/{p.name}")]
+    kept = [p for p in files if pictures.file(f"pages/{p.name}")]
     assert 0 < len(kept) < len(files) and pictures.left_out == len(files) - len(kept)
     assert sum(p.stat().st_size for p in kept) <= 20_000
     html = write_report(run.root, ReportLimits(image_mb=0)).read_text()
@@ -288,35 +293,54 @@ def test_a_sample_without_a_page_says_why(new_run):
     )
     html = write_report(run.root).read_text()
     assert html.count("No page was read: EMPTY, nothing visible.") == 1
-    assert html.count('<span class="status" title="nothing visible">page EMPTY</span>') == 2
+    assert html.count('<span class="status">page EMPTY</span>') == 2
 
 
 def cell(budget, em, **more):
     scores = {"mean": em, "low": em - 0.1, "high": em + 0.1, "drop": None}
     place = {"dataset": "nq", "length": "10k", "method": "visual memory", "budget": budget}
-    return {**place, "em": scores, "f1": {"mean": None}, "image_tokens": 7.5, **more}
+    return {**place, "em": scores, **more}
+
+
+def leave_evaluation(run, **more):
+    folder = run.root / "evaluation"
+    folder.mkdir()
+    cells = [cell(512, 0.75), cell(16, 0.25), cell(None, 0.5, method="raw history")]
+    summary = {"cells": cells, "averages": [], "questions": 128, **more}
+    (folder / "summary.json").write_text(json.dumps(summary))
+    return folder
 
 
 def test_evaluation(new_run):
     run = new_run().config()
+    folder = leave_evaluation(run, failures=["q7: CRASHED", "q9: <b>"])
+    (folder / "report.html").write_text("")
+    html = write_report(run.root).read_text().replace("\N{NO-BREAK SPACE}", " ")
+    html = html[html.index('<section id="evaluation">') :]
+    assert (
+        "With visual memory, 75 % of 128 questions are answered right at 512 tokens, and 25 % at 16." in html
+    )
+    assert '<a href="evaluation/report.html">' in html
+    assert "2 not read or not scored" in html and "q7: CRASHED\nq9: &lt;b&gt;" in html
+    assert "<td>512</td>" in html and "<b>75.0 %</b><small>65.0 to 85.0</small>" in html
+    assert "raw history <b>50 %</b>" in html, "a method without a budget is a level line"
+
+
+def test_an_evaluation_without_a_report_is_not_linked(new_run):
+    run = new_run().config()
+    leave_evaluation(run)
+    assert "evaluation/report.html" not in write_report(run.root).read_text()
+
+
+@pytest.mark.parametrize(
+    "summary", [{"cells": 5}, {"cells": [1]}, {"cells": [cell(8, 0.5)]}, {"cells": [{}], "averages": []}]
+)
+def test_a_damaged_summary_is_a_note(new_run, summary):
+    run = new_run().config()
     (run.root / "evaluation").mkdir()
-    cells = [cell(512, 0.75), cell(16, 0.25), cell(None, 0.5, method="raw history"), 5, cell(0, 1.0)]
-    summary = {"cells": cells, "questions": 128, "failures": ["q7: CRASHED", "q9: <b>"]}
     (run.root / "evaluation" / "summary.json").write_text(json.dumps(summary))
     html = write_report(run.root).read_text()
-    html = html[html.index('<section id="evaluation">') :]
-    assert "questions <b>128</b>" in html
-    assert "2 not read or not scored" in html and "q7: CRASHED\nq9: &lt;b&gt;" in html
-    columns = "<td>nq</td><td>10k</td><td>visual memory</td>"
-    rest = "<td>–</td><td>–</td>"
-    assert f"{columns}<td>512</td><td>75.0</td>{rest}<td>65.0 to 85.0</td><td>7.5</td>" in html
-    (line,) = read_evaluation(summary).chart.lines
-    assert line.label == "visual memory", "without a budget there is nothing to draw"
-
-
-@pytest.mark.parametrize("summary", [{}, {"cells": 5}, {"cells": []}, {"cells": [1]}])
-def test_no_evaluation(summary):
-    assert read_evaluation(summary) is None
+    assert "evaluation/summary.json could not be read" in html and 'id="evaluation"' not in html
 
 
 def test_about(new_run):

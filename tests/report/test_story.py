@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from memocr_jax.report.page import ReportLimits, render_report
-from memocr_jax.report.record import read_run
+from memocr_jax.report.run import ReportLimits, render_report
 from memocr_jax.report.story import AFTER, BEFORE, QUESTIONS, read_story
+from memocr_jax.runs.record import read_run
 from render.views import fit
 
 HOSTILE = "<script>window.hacked = 1</script>{{ 7 * 191 }}"
@@ -58,22 +58,27 @@ def run(new_run):
 def test_both_sides_of_the_first_questions(run):
     leave(run, BEFORE, {2: 1, 32: 6})
     leave(run, AFTER, {2: 5, 32: 6})
-    story = read_story(read_run(run.root), 24)
+    story = read_story(run.root, 300, 24)
     assert story.questions == 6 and len(story.pairs) == QUESTIONS
     second = story.pairs[1]
     assert (second.question, second.answers) == ("Mark ?", ("raft",))
-    assert [(a.budget, a.right) for a in second.before.answers] == [(32, True), (2, False)]
-    assert [(a.budget, a.right) for a in second.after.answers] == [(32, True), (2, True)]
-    before, after = story.chart.lines
-    assert (before.label, after.label) == ("before", "after")
-    assert json.loads(story.chart.hover)["series"][0]["text"] == ["0.167", "1"]
-    assert story.heading.lines[0].last == "1"
+    before, after = second.sides
+    assert [(r["budget"], r["em"]) for r in before.results] == [(32, 1), (2, 0)]
+    assert [(r["budget"], r["em"]) for r in after.results] == [(32, 1), (2, 1)]
+    assert [(label, text.replace("\N{NO-BREAK SPACE}", " ")) for _, label, text in story.chart.legend] == [
+        *(("before", ""), ("after", "")),
+        *(("at 2 tokens:", "17 % → 83 %"), ("at 32 tokens:", "100 % → 100 %")),
+    ]
+    assert story.sentence.replace("\N{NO-BREAK SPACE}", " ") == (
+        "After 300 steps of training, 83 % of 6 held-out questions are answered right from a page of 2 "
+        "visual tokens; before training it was 17 %."
+    )
 
 
 def test_the_small_page_is_the_page_as_it_is_read(run):
     leave(run, BEFORE, {2: 0, 32: 0})
     leave(run, AFTER, {2: 0, 32: 0})
-    told = read_story(read_run(run.root), 24).pairs[2].after
+    told = read_story(run.root, 4, 24).pairs[2].sides[1]
     data = base64.b64decode(told.small.data_uri.partition(",")[2])
     with Image.open(io.BytesIO(data)) as image:
         assert (np.asarray(image) == fit(page_of(f"{AFTER}2"), 2)).all()
@@ -94,7 +99,7 @@ def test_no_story_without_both_sides_of_the_same_questions(run, other):
     leave(run, AFTER, {2: 0, 32: 0})
     if other:
         leave(run, BEFORE, {2: 0, 32: 0}, question=other)
-    assert read_story(read_run(run.root), 24) is None
+    assert read_story(run.root, 4, 24) is None
     assert 'id="story"' not in render_report(read_run(run.root), ReportLimits())
 
 
@@ -104,6 +109,17 @@ def test_pages_that_are_no_pictures(run):
     pages = run.root / AFTER / "pages"
     (pages / f"{AFTER}0.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(40))
     (pages / f"{AFTER}1.png").unlink()
-    broken, missing, *_ = read_story(read_run(run.root), 24).pairs
-    assert broken.after.small is None and missing.after.page is None
+    broken, missing, *_ = read_story(run.root, 4, 24).pairs
+    assert broken.sides[1].small is None and missing.sides[1].page is None
     assert 'id="story"' in render_report(read_run(run.root), ReportLimits())
+
+
+@pytest.mark.parametrize(
+    "line", ["{not json", "[]", '{"place": [0, 0]}', '{"place": [0, 0], "results": [{}]}']
+)
+def test_a_damaged_journal_is_a_note(run, line):
+    leave(run, BEFORE, {2: 0, 32: 0})
+    leave(run, AFTER, {2: 0, 32: 0})
+    (run.root / AFTER / "journal" / "part-00001.jsonl").write_text(line + "\n")
+    html = render_report(read_run(run.root), ReportLimits())
+    assert "evaluation_before and evaluation could not be read" in html and 'id="story"' not in html

@@ -10,12 +10,11 @@ from typing import Any
 import yaml
 
 from memocr_jax.core.errors import UserError
-from memocr_jax.report.values import whole
 
 
 @dataclasses.dataclass(frozen=True)
 class RunRecord:
-    """What a run directory holds, apart from the turns (`memocr_jax.report.trajectories`)."""
+    """What a run directory holds; of its turns, the names of their files."""
 
     run_dir: Path
     config: dict[str, Any]
@@ -67,6 +66,10 @@ def _read_object(path: Path, notes: list[str], parse: Any) -> dict[str, Any]:
     return value
 
 
+def _is_step(value: Any) -> bool:
+    return type(value) is int and abs(value) < 2**53
+
+
 def read_run(run_dir: Path) -> RunRecord:
     """Read a run directory.
 
@@ -86,9 +89,9 @@ def read_run(run_dir: Path) -> RunRecord:
     times, skipped = read_json_lines(run_dir / "timing.jsonl")
     if skipped:
         notes.append(f"timing.jsonl: {skipped} unreadable line{'s' if skipped > 1 else ''} left out")
-    by_step = {step: line for line in lines if (step := whole(line.get("step"))) is not None}
+    by_step = {line["step"]: line for line in lines if _is_step(line.get("step"))}
     for line in times:
-        if (step := whole(line.get("step"))) in by_step:
+        if _is_step(step := line.get("step")) and step in by_step:
             by_step[step] = {**line, **by_step[step]}
     turn_files = {}
     for path in sorted((run_dir / "trajectories").glob("step_*.jsonl")):
