@@ -45,7 +45,7 @@ def _over_training(name: str, argv: Sequence[str]) -> Path:
     parser.add_argument("--to", type=Path, help="folder of the results; default DIRECTORY/analysis")
     args = parser.parse_args(argv)
 
-    from memocr_jax.analysis import density, lengths
+    from memocr_jax.evaluation import density, lengths
     from memocr_jax.evaluation.files import write_analysis
     from memocr_jax.evaluation.memories import read_memories
 

@@ -36,7 +36,8 @@ def test_the_report_shows_the_same_questions_before_and_after(run_dir):
     html = (run_dir / "report.html").read_text()
     section = html[html.index('<section id="story">') : html.index('<section id="curves">')]
     assert "of 48 held-out questions" in section and section.count("<img ") == 16
-    assert "Accuracy against budget" in section and "Gold evidence in the heading" in section
+    assert "Right answers by budget" in section and "at 2 tokens:" in section
+    assert "Gold evidence in the heading" in section
 
 
 def test_the_shipped_checkpoint_reads_whole_pages_and_not_small_ones(run_dir):

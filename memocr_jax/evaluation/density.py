@@ -12,13 +12,13 @@ from memocr_jax.agent.regions import content, split_regions
 from memocr_jax.core.errors import UserError
 from memocr_jax.evaluation.files import table
 from memocr_jax.evaluation.memories import FinalMemory
-from memocr_jax.evaluation.plots import figure_of
+from memocr_jax.evaluation.plots import PALETTE, figure_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 REGIONS = ("crucial", "detailed")
-COLOURS = {"crucial": "#2563c9", "detailed": "#d9730d"}
+COLOURS = dict(zip(REGIONS, PALETTE, strict=False))
 
 
 def density(memories: Sequence[FinalMemory]) -> dict[str, Any]:

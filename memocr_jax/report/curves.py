@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import re
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
@@ -13,6 +14,7 @@ from memocr_jax.report.values import finite
 
 OBJECTIVES = {"std": "whole page", "aug_m": "small page", "aug_q": "cloze"}
 """The three objectives (arXiv 2601.21468, section 4) by their names in the metrics, in their order."""
+AT_BUDGET = re.compile(r"validation/accuracy_(\d{1,9})")
 EVIDENCE = "Gold evidence in the heading"
 
 
@@ -79,9 +81,8 @@ LABELS = {
 
 def label(key: str) -> str:
     """A metric's name beside others of its chart."""
-    stem, _, budget = key.partition("accuracy_")
-    if stem == "validation/" and budget.isdecimal():
-        return f"at {int(budget):,} tokens"
+    if budget := AT_BUDGET.fullmatch(key):
+        return f"at {int(budget[1]):,} tokens"
     for name, words in OBJECTIVES.items():
         if key.endswith(("/" + name, "_" + name)):
             known = LABELS.get(key.removesuffix("_" + name))
@@ -96,11 +97,11 @@ def _place(key: str) -> int | None:
 
 
 def _lines(metrics: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> list[Line]:
-    """Lines in the objectives' order and colours, what belongs to no objective after them, large budgets first."""
+    """Lines in the objectives' order and colours, then what belongs to none, large budgets first."""
 
     def order(key: str) -> tuple[int, int]:
-        budget = key.rpartition("_")[2]
-        return len(OBJECTIVES) if (i := _place(key)) is None else i, -int(budget) if budget.isdecimal() else 0
+        budget = AT_BUDGET.fullmatch(key)
+        return len(OBJECTIVES) if (i := _place(key)) is None else i, -int(budget[1]) if budget else 0
 
     ordered = sorted(keys, key=order)
     free = itertools.count(len(OBJECTIVES) if any(_place(key) is not None for key in keys) else 0)
