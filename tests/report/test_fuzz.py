@@ -67,7 +67,7 @@ def tags_of(text: str) -> set[str]:
 
 ASSETS = Path(__file__).parents[2] / "memocr_jax" / "report" / "assets"
 A_CHART = line_chart("", range(2), [Line("", [0.0, 1.0]), Line("", [1e-7, None])]).svg
-KNOWN = tags_of(A_CHART + "".join(path.read_text("utf-8") for path in ASSETS.glob("*.html")))
+KNOWN = tags_of(str(A_CHART) + "".join(path.read_text("utf-8") for path in ASSETS.glob("*.html")))
 
 
 @settings(
