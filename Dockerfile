@@ -1,5 +1,5 @@
-# The trainer with Chromium. Pages are drawn with the DejaVu fonts that come with the packages, on every machine
-# the same; the system needs none.
+# The trainer with Chromium. Pages are drawn with fonts that come with the Python packages (DejaVu and Noto), on
+# every machine the same; the system needs none.
 #
 #   docker build -t memocr .                              on a CPU; for an accelerator add --build-arg EXTRA=cuda (or tpu),
 #                                                         for buckets gcs or s3, as EXTRA=tpu,gcs

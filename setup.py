@@ -34,6 +34,10 @@ RENDER = [
     "nh3>=0.3,<0.4",
     "isal>=1.7,<2",  # inflates captures faster than zlib
     "matplotlib>=3.10,<4",  # plots, and the DejaVu fonts that pages are drawn with
+    "manimgx-fonts==2026.9.26.post1",  # Noto, for other scripts; another version would be other pixels
+    "manimgx-fonts-cjk==2026.9.26.post1",
+    "ziamath==0.13",  # for its font of mathematics, STIX Two
+    "math-core>=0.9,<0.10",  # LaTeX to MathML, in Rust
     "fastapi>=0.115,<1",
     "uvicorn>=0.34,<1",
     "cbor2>=6.1,<7",  # what Chromium's pipe speaks

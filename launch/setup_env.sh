@@ -140,7 +140,7 @@ install_browser() {
   if ! path=$(find_browser); then
     say "installing Chromium"
     # Debian has a small Chromium without windows; elsewhere Playwright brings one. Pages are drawn with
-    # fonts that came with the packages, so the system needs none.
+    # fonts that came with the packages and with no others, so the system needs none.
     if ! apt_install chromium-headless-shell; then
       "$python" -m playwright install chromium-headless-shell >>"$log" 2>&1 ||
         fail "Chromium is missing and could not be downloaded; install it and start again:" \

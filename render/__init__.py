@@ -4,11 +4,11 @@
     with RenderPool() as pool:
         pages = pool.render(["# Amsterdam", "born in **1923**"])
 
-`settings`, `types`, `errors`, `base` import nothing heavy; `markdown` sanitises, `theme` styles, `chromium`
-finds and starts the browser (over `cbor`), `sheet` draws many memories at once (read back by `png`), `pool`
-does so with several browsers, `cache` keeps pages, `views` fits them to a budget of visual tokens; `server`
-and `client` go over HTTP (`http` is what servers share, pages travel as `codec` writes them); `bench` and
-`profile` measure. See docs/render.md.
+`settings`, `types`, `errors`, `base` import nothing heavy; `markdown` sanitises (with `literal` and
+`mathematics`), `theme` styles, `fonts` come from packages; `chromium` finds and starts the browser,
+`sheet` draws many memories at once (read back by `png`), `pool` does so with several browsers, `cache` keeps
+pages, `views` fits them to a budget of visual tokens; `server` and `client` go over HTTP (`http` is what
+servers share, pages travel as `codec` writes them). See docs/render.md.
 """
 
 from __future__ import annotations

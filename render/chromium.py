@@ -22,7 +22,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from render import cbor
+from render import cbor, fonts
 from render.errors import RenderError
 
 log = logging.getLogger("render")
@@ -217,9 +217,12 @@ class Browser:
                 0o600,
             ),
         ]
-        keep = ("PATH", "LD_LIBRARY_PATH", "FONTCONFIG_PATH", "FONTCONFIG_FILE")
+        fontconfig = Path(self._profile, "fonts.conf")
+        fontconfig.write_text(fonts.fontconfig(), encoding="utf-8")
+        keep = ("PATH", "LD_LIBRARY_PATH")
         environment = {name: os.environ[name] for name in keep if name in os.environ}
         environment |= {"HOME": self._profile, "TMPDIR": self._profile, "LANG": "C.UTF-8"}
+        environment |= {"FONTCONFIG_FILE": str(fontconfig)}
         environment |= {"DBUS_SESSION_BUS_ADDRESS": "disabled:", "DBUS_SYSTEM_BUS_ADDRESS": "disabled:"}
         try:
             self.pid = os.posix_spawn(command[0], command, environment, file_actions=actions, setpgroup=0)

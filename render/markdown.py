@@ -11,6 +11,7 @@ import unicodedata
 import comrak
 import nh3
 
+from render import literal, mathematics
 from render.types import Mode
 
 
@@ -24,9 +25,10 @@ ELEMENTS = _words(
     ruby s samp section article aside small span strike strong sub summary sup table tbody td tfoot th
     thead time tr tt u ul var wbr"""
 )
+_CLEANED = ELEMENTS | mathematics.ELEMENTS
 # Elements whose text is no part of the memory: it is dropped with them.
 DROPPED_WITH_TEXT = _words(
-    """script style title iframe object embed template noscript noembed noframes svg math audio video canvas
+    """script style title iframe object embed template noscript noembed noframes svg audio video canvas
     applet select textarea"""
 )
 ATTRIBUTES = {
@@ -38,7 +40,7 @@ ATTRIBUTES = {
     "th": {"colspan", "rowspan", "valign", "bgcolor"},
     "table": {"border", "cellpadding", "cellspacing", "bgcolor"},
     "tr": {"bgcolor", "valign"},
-    "details": {"open"},
+    **mathematics.ATTRIBUTES,
 }
 # Only properties that style the flow in place: nothing that moves content out of the page, loads or animates.
 PROPERTIES = _words(
@@ -51,6 +53,8 @@ PROPERTIES = _words(
     margin-top margin-right margin-bottom margin-left padding-top padding-right padding-bottom padding-left
     border-top border-right border-bottom border-left"""
 )
+REVISION = 2
+"""Raised when the same memory becomes other HTML, so that no page drawn by older rules comes from a cache."""
 MAX_FONT_PX = 400
 """Largest font: above it a single glyph no longer fits on a page."""
 
@@ -60,6 +64,8 @@ _FUNCTIONS = {"rgb", "rgba", "hsl", "hsla", "repeat", "minmax", "min", "max", "c
 _NEGATIVE = re.compile(r"(?:^|[\s,(])-\s*[\d.]")
 # A page has no window: these would measure the whole sheet.
 _WINDOW_UNIT = re.compile(r"\d(?:[sld]?v(?:w|h|i|b|min|max))\b")
+# No style hides what a memory says.
+_LEAST = {"display": re.compile(r"(?!none)"), "opacity": re.compile(r"^(?:1|0?\.[2-9]\d*|[2-9]\d%|100%)$")}
 _LENGTH = re.compile(r"^[\d.]+(?:e[+-]?\d+)?(?:[a-z]+|%)$")
 _FONT = re.compile(r"^([a-z0-9\s-]*?\b)?([\d.]+(?:px|pt|em|rem|%))(\s*/\s*[\d.]+[a-z%]*)?\s+(\D.*)$")
 _FAMILIES = {
@@ -109,28 +115,37 @@ _BLANK = frozenset("\u115f\u1160\u2800\u3164\uffa0\u034f\u17b4\u17b5") | frozens
 
 
 def markdown_html(text: str) -> str:
-    """HTML of Markdown (CommonMark, tables, strikethrough), not sanitised."""
+    """HTML of Markdown (CommonMark, tables, strikethrough, mathematics), not sanitised."""
     # comrak (Rust): linear time on every input and 40 times as fast as the parsers written in Python.
     extensions, rendering = _comrak_options()
-    parsed = comrak.render_markdown(text, extension_options=extensions, render_options=rendering)
+    parsed = comrak.render_markdown(
+        literal.guard(text), extension_options=extensions, render_options=rendering
+    )
     # An image cannot be fetched; its description is what the memory says.
-    return _IMAGE.sub(lambda image: f"[{image.group(1)}]" if image.group(1) else "", parsed)
+    parsed = _IMAGE.sub(lambda image: f"[{image.group(1)}]" if image.group(1) else "", parsed)
+    if "<" in text:
+        parsed = literal.show_tags(parsed, ELEMENTS)
+    parsed = literal.unguard(literal.show_destinations(parsed))
+    return mathematics.draw(parsed, text) if "$" in text or "\\" in text or "```math" in text else parsed
 
 
 def _comrak_options() -> tuple[comrak.ExtensionOptions, comrak.RenderOptions]:
     extensions, rendering = comrak.ExtensionOptions(), comrak.RenderOptions()
-    extensions.table = extensions.strikethrough = True
+    extensions.table = extensions.strikethrough = extensions.cjk_friendly_emphasis = True
+    extensions.math_dollars = extensions.math_latex = True
     rendering.unsafe_ = True  # raw HTML passes here and is sanitised afterwards
+    rendering.full_info_string = True
     return extensions, rendering
 
 
 @functools.cache
 def _sanitiser():
     return nh3.Cleaner(
-        tags=set(ELEMENTS),
+        tags=set(_CLEANED),
         clean_content_tags=set(DROPPED_WITH_TEXT),
         attributes={tag: set(names) for tag, names in ATTRIBUTES.items()},
         attribute_filter=_filter_attribute,
+        set_tag_attribute_values={"details": {"open": ""}},  # a page cannot be unfolded
         filter_style_properties=set(PROPERTIES),
         strip_comments=True,
         link_rel=None,
@@ -139,6 +154,8 @@ def _sanitiser():
 
 
 def _filter_attribute(element: str, name: str, value: str) -> str | None:
+    if name in mathematics.LENGTHS and element in mathematics.ELEMENTS:
+        return value if mathematics.LENGTH.match(value) else None
     if name != "style":
         return value if len(value) <= 100 and _SAFE_VALUE.match(value) else None
     return safe_style(value)
@@ -158,6 +175,8 @@ def safe_style(style: str) -> str | None:
         value = value.replace("!important", "").strip().lower()
         functions = {match.group(1) for match in _FUNCTION.finditer(value)}
         if name not in PROPERTIES or len(value) > 200 or not _SAFE_VALUE.match(value):
+            continue
+        if name in _LEAST and not _LEAST[name].match(value):
             continue
         if not functions <= _FUNCTIONS or _NEGATIVE.search(value) or _WINDOW_UNIT.search(value):
             continue

@@ -16,7 +16,7 @@ from concurrent.futures import Future
 
 import numpy as np
 
-from render import theme
+from render import fonts, theme
 from render.base import Renderer
 from render.cache import PageCache
 from render.chromium import (
@@ -31,7 +31,6 @@ from render.chromium import (
     sweep_profiles,
 )
 from render.errors import RenderError
-from render.glyphs import MOST_CHARACTERS, GlyphProbe
 from render.markdown import shows_text, to_html
 from render.settings import MODES, RenderSettings
 from render.sheet import Drawn, Sheet
@@ -99,12 +98,12 @@ class RenderPool(Renderer):
         self._changed = threading.Condition()
         self._closed = False
         self._browsers: set[Browser] = set()
-        self._system_drawn: dict[str, bool] = {}
-        """Of characters that the shipped fonts lack: whether a font of this machine draws them."""
         self._last_drawn = 0.0
         """When a browser last drew something, in `time.monotonic` seconds."""
         self.restarts = 0
         """Browsers that had to be replaced so far."""
+        if other := theme.other_fonts(settings):
+            log.warning(other)
         sweep_profiles()
         first, self._sandbox = open_browser(self._executable, settings.max_memory_mb, settings.sandbox)
         self._browsers.add(first)
@@ -169,7 +168,7 @@ class RenderPool(Renderer):
     # --- a worker's life ---
 
     def _work(self, browser: Browser | None) -> None:
-        sheet = glyphs = None
+        sheet = None
         failures = drawn = 0
         failing_since = 0.0
         try:
@@ -180,9 +179,8 @@ class RenderPool(Renderer):
                         browser = self._start()
                     if sheet is None:
                         sheet = Sheet(browser, self.settings)
-                        glyphs = _Glyphs(browser, self._system_drawn)
                     jobs = self._take()
-                    self._draw(sheet, glyphs, jobs)
+                    self._draw(sheet, jobs)
                     failures = 0
                     self._last_drawn = time.monotonic()
                     drawn += len(jobs)
@@ -241,7 +239,7 @@ class RenderPool(Renderer):
                     break
             return jobs
 
-    def _draw(self, sheet: Sheet, glyphs: _Glyphs, jobs: list[_Job]) -> None:
+    def _draw(self, sheet: Sheet, jobs: list[_Job]) -> None:
         drawable = [job for job in jobs if self._prepare(job)]
         while drawable:
             chars = 0
@@ -254,7 +252,7 @@ class RenderPool(Renderer):
             deadline = time.monotonic() + self.settings.timeout_s
             drawn = sheet.draw([job.fragment for job in now], now[0].width_px, deadline)
             for job, page in zip(now, drawn, strict=True):
-                self._deliver(job, page, glyphs, deadline)
+                self._deliver(job, page)
             drawable = drawable[len(now) :]
 
     def _prepare(self, job: _Job) -> bool:
@@ -278,14 +276,17 @@ class RenderPool(Renderer):
             self._finish(job, PageStatus.FAILED, f"{type(error).__name__}: {error}")
         return False
 
-    def _deliver(self, job: _Job, page: Drawn, glyphs: _Glyphs, deadline: float) -> None:
+    def _deliver(self, job: _Job, page: Drawn) -> None:
         notes = []
         status = PageStatus.OK
         if page.zoom < 1:
             notes.append(f"drawn at {page.zoom:.2f} of its size to fit the width")
-        if missing := theme.missing_glyphs(job.fragment):
+        if missing := fonts.missing_glyphs(job.fragment):
             status = PageStatus.MISSING_GLYPHS
-            notes.append(glyphs.note(missing, deadline))
+            many = "s" * (len(missing) != 1)
+            notes.append(
+                f"{len(missing)} character{many} drawn as empty boxes: no font has {_codes(missing)}"
+            )
         if page.cut_height_px or page.cut_width_px:
             status = PageStatus.TRUNCATED
             cuts = {"height": page.cut_height_px, "width": page.cut_width_px}
@@ -331,31 +332,6 @@ class RenderPool(Renderer):
             self._queue.clear()
         for job in waiting:
             self._finish(job, PageStatus.FAILED, f"Chromium does not start: {error}")
-
-
-class _Glyphs:
-    """What becomes of missing characters, for one browser; its page for that opens when first needed."""
-
-    def __init__(self, browser: Browser, known: dict[str, bool]):
-        """`known` is shared by all browsers of a pool: their fonts are the same."""
-        self._browser, self._known = browser, known
-        self._probe: GlyphProbe | None = None
-
-    def note(self, missing: Sequence[str], deadline: float) -> str:
-        """One line on characters that the shipped fonts lack. Raises what `Browser.call` raises."""
-        looked_up = missing[:MOST_CHARACTERS]
-        if new := [c for c in looked_up if c not in self._known]:
-            self._probe = self._probe or GlyphProbe(self._browser, deadline)
-            drawn = self._probe.system_drawn(new, deadline)
-            self._known |= {c: c in drawn for c in new}
-        kinds = {
-            "drawn by a system font": [c for c in looked_up if self._known[c]],
-            "drawn by no font (an empty box)": [c for c in looked_up if not self._known[c]],
-            "not looked up": missing[MOST_CHARACTERS:],
-        }
-        parts = [f"{len(found)} {what} ({_codes(found)})" for what, found in kinds.items() if found]
-        many = "s" * (len(missing) != 1)
-        return f"{len(missing)} character{many} not in the shipped fonts: {', '.join(parts)}"
 
 
 def _codes(characters: Sequence[str]) -> str:

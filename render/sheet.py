@@ -18,7 +18,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from render import png, theme
+from render import fonts, png, theme
 from render.chromium import Browser, BrowserGone, PageFault, ProtocolError
 from render.settings import TOKEN_PX, RenderSettings
 from render.types import Region
@@ -34,32 +34,51 @@ CSP = "default-src 'none'; style-src 'unsafe-inline'; font-src data:"
 
 # Runs in the document's own world, to which no memory can add a script: scripts are off for pages, and
 # `innerHTML` never runs any.
-LAYOUT_JS = """
+LAYOUT_JS = (
+    f"""
+const FALLBACK = {json.dumps(fonts.FALLBACK)};
+"""
+    + r"""
 const sheet = document.getElementById('sheet');
 // A green row below the last page: Chromium captures nothing, silently, when it cannot allocate a bitmap.
 const witness = document.createElement('div');
 witness.style.cssText = 'height:1px;background:#0f0';
+const KANA = /[\u3041-\u30ff]/, HANGUL = /[\uac00-\ud7a3]/;
 const HEADINGS = 'h1,h2,h3,h4,h5,h6';
 const BLOCKS = 'p,li,td,th,pre,dt,dd,blockquote,caption,figcaption,summary,div';
 function regions(page, origin) {
   const blocks = new Map(), range = document.createRange();
-  const texts = document.createTreeWalker(page, NodeFilter.SHOW_TEXT);
-  for (let node = texts.nextNode(); node; node = texts.nextNode()) {
-    if (!node.data.trim()) continue;
-    range.selectNodeContents(node);
-    const r = range.getBoundingClientRect();
-    if (!r.width || !r.height) continue;
+  const nodes = document.createTreeWalker(page, NodeFilter.SHOW_TEXT | NodeFilter.SHOW_ELEMENT);
+  for (let node = nodes.nextNode(); node; node = nodes.nextNode()) {
     const owner = node.parentElement.closest(HEADINGS) || node.parentElement.closest(BLOCKS);
     const block = blocks.get(owner);
-    if (!block) { blocks.set(owner, [r.left, r.top, r.right, r.bottom, node.data]); continue; }
+    if (block && (node.nodeName === 'BR' || node.data && !node.data.trim())) block[4] += ' ';
+    if (!node.data || !node.data.trim()) continue;
+    if (!node.parentElement.checkVisibility({ opacityProperty: true })) continue;
+    range.selectNodeContents(node);
+    let r = range.getBoundingClientRect();
+    if (!r.width || !r.height || r.top >= origin.bottom || r.left >= origin.right) continue;
+    let text = node.data;
+    if (r.bottom > origin.bottom + 1) {  // the page ends within this text
+      let whole = 0;
+      for (let cut = text.length; cut - whole > 1;) {
+        const middle = (whole + cut) >> 1;
+        range.setEnd(node, middle);
+        if (range.getBoundingClientRect().bottom > origin.bottom + 1) cut = middle; else whole = middle;
+      }
+      if (!(text = text.slice(0, whole)).trim()) continue;
+      range.setEnd(node, whole);
+      r = range.getBoundingClientRect();
+    }
+    if (!block) { blocks.set(owner, [r.left, r.top, r.right, r.bottom, text]); continue; }
     block[0] = Math.min(block[0], r.left); block[1] = Math.min(block[1], r.top);
     block[2] = Math.max(block[2], r.right); block[3] = Math.max(block[3], r.bottom);
-    block[4] += node.data;
+    block[4] += text;
   }
   return [...blocks].map(([owner, b]) => [
     owner.matches(HEADINGS) ? +owner.tagName[1] : 0,
     Math.floor(b[0] - origin.left), Math.floor(b[1] - origin.top),
-    Math.ceil(b[2] - origin.left), Math.ceil(b[3] - origin.top), b[4].replace(/\\s+/g, ' ').trim()]);
+    Math.ceil(b[2] - origin.left), Math.ceil(b[3] - origin.top), b[4].replace(/\s+/g, ' ').trim()]);
 }
 function lay(memories, o) {
   sheet.textContent = '';
@@ -68,6 +87,11 @@ function lay(memories, o) {
     page.className = 'page';
     page.innerHTML = '<div class="memory"></div>';
     page.firstChild.innerHTML = html;
+    for (const element of page.querySelectorAll('[style*=page-any]'))
+      element.style.fontFamily = element.style.fontFamily.replace('page-any', FALLBACK);
+    // Han characters have the forms of the language whose own letters stand beside them, else Chinese ones.
+    if (KANA.test(html)) page.lang = 'ja';
+    else if (HANGUL.test(html)) page.lang = 'ko';
     return page;
   });
   sheet.append(...pages, witness);
@@ -105,6 +129,7 @@ function lay(memories, o) {
 }
 Promise.all([...document.fonts].map(face => face.load())).then(() => document.fonts.size);
 """
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -259,8 +284,14 @@ def _drawn(page: dict, pixels: np.ndarray) -> Drawn:
     regions = tuple(
         Region("heading" if level else "body", level, x0, y0, x1 - x0, y1 - y0, text)
         for level, x0, y0, x1, y1, text in page["regions"]
+        if _shows(pixels[max(y0, 0) : y1, max(x0, 0) : x1])
     )
     return Drawn(pixels, max(0, page["whole"] - page["height"]), page["wide"], page["zoom"], regions)
+
+
+def _shows(box: np.ndarray) -> bool:
+    """Whether a part of a page has more than one colour: white text on white is not on the page."""
+    return bool(box.size) and any((row != box[0, 0]).any() for row in box)
 
 
 def document(settings: RenderSettings) -> str:
@@ -272,7 +303,7 @@ def document(settings: RenderSettings) -> str:
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{CSP}">'
-        f"<style>{theme.font_css()}</style><style>{theme.BASE_CSS}{page_css}</style>"
-        f"<style>{theme.theme_css(settings)}</style></head>"
+        f"<style>{fonts.face_css()}</style><style>{theme.BASE_CSS}{page_css}</style>"
+        f"<style>{theme.theme_css(settings).replace('page-any', fonts.FALLBACK)}</style></head>"
         '<body><div id="sheet"></div></body></html>'
     )

@@ -17,7 +17,7 @@ class PageStatus(enum.StrEnum):
 
     OK = "OK"
     TRUNCATED = "TRUNCATED"  # something lies outside the page; detail says how much
-    MISSING_GLYPHS = "MISSING_GLYPHS"  # the shipped fonts lack characters; detail: which, who draws them
+    MISSING_GLYPHS = "MISSING_GLYPHS"  # no font has some characters, drawn as empty boxes; detail: which
     EMPTY = "EMPTY"  # nothing visible: empty, whitespace, only markup
     TIMEOUT = "TIMEOUT"
     CRASHED = "CRASHED"

@@ -19,18 +19,19 @@ from memocr_jax.rl.trainable import Trainable, training_graph
 from memocr_jax.rl.update import Learner, TrainState
 from memocr_jax.runs.checkpoint import Checkpoints, Meta, require_same_base, require_same_model
 from render.settings import RenderSettings
-from render.theme import theme_css
+from render.theme import remembered, theme_css, with_theme_text
 
 
 def remembered_theme(config: Config, meta: Meta | None, say: Callable[[str], None]) -> RenderSettings:
     """The settings of the renderer with the theme's text: a run goes on with the theme it began with."""
-    css = theme_css(config.render)
-    if meta is not None and meta.theme_css and meta.theme_css != css:
+    if meta is None or not meta.theme_css:
+        return with_theme_text(config.render)
+    begun = dataclasses.replace(config.render, theme_css=meta.theme_css)
+    if theme_css(begun) != theme_css(config.render):
         say(
             f"render.theme {config.render.theme}: changed since; the run goes on with the theme it began with"
         )
-        css = meta.theme_css
-    return dataclasses.replace(config.render, theme_css=css)
+    return begun
 
 
 def order_of(config: Config, questions: int) -> dict[str, Any]:
@@ -108,5 +109,5 @@ def save_run(run_dir: str | Path, config: Config, model: Qwen25VLConfig, params:
     trained = trainable.fresh(params)
     opt_state = init_optimizer(make_optimizer(config.optimizer), trained, mesh)
     with Checkpoints(run_dir, keep=CheckpointConfig().keep) as checkpoints:
-        meta = Meta(0, 0, model.to_dict(), theme_css=theme_css(config.render), base=trainable.base)
+        meta = Meta(0, 0, model.to_dict(), theme_css=remembered(config.render), base=trainable.base)
         checkpoints.save(meta, {**trainable.saved(trained), "opt_state": opt_state})
