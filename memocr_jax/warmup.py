@@ -57,7 +57,7 @@ def warm_up(config: Config) -> int:
     params = system.initial_params()
     if config.warmup.from_nothing:
         params = prior.from_nothing(params, system.model)
-    css = theme.theme_css(config.render)
+    css = theme.remembered(config.render)
 
     with contextlib.ExitStack() as stack:
         renderer = None
