@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 
+from memocr_jax.core.gpu_memory import claim_gpu_memory
 from render.errors import RenderError
 
 
@@ -26,6 +27,7 @@ def nearest(name: str, known: Sequence[str]) -> str:
 def run_command(main: Callable[[], int | None]) -> None:
     """Run a command line's `main`, turning a user's error into one line on stderr and exit status 2."""
     logging.getLogger("absl").setLevel(logging.ERROR)  # libraries' advice to programmers
+    claim_gpu_memory()
     try:
         sys.exit(main() or 0)
     except (UserError, RenderError) as error:

@@ -19,6 +19,7 @@ PEAK_FLOPS = {
     "NVIDIA A100": 312e12,
     "NVIDIA H100": 989e12,
     "NVIDIA H200": 989e12,
+    "NVIDIA B200": 2250e12,
 }
 """Dense bfloat16 operations per second, by the beginning of a `device_kind` (the vendors' figures)."""
 
