@@ -102,11 +102,9 @@ def _robustness(name: str, argv: Sequence[str]) -> Path:
 
 
 def _run_robustness(config: Config, args: argparse.Namespace) -> Path:
-    from rich.console import Console
-    from rich.progress import Progress
-
     from memocr_jax.agent.system import build_system
     from memocr_jax.config import SamplingConfig
+    from memocr_jax.core.progress import ProgressBar
     from memocr_jax.data.loader import load_examples
     from memocr_jax.evaluate import Weights
     from memocr_jax.evaluation import plots, tables
@@ -124,9 +122,12 @@ def _run_robustness(config: Config, args: argparse.Namespace) -> Path:
     written = _memories_of(args.evaluation)
     sampling = SamplingConfig(temperature=config.eval.temperature, top_p=config.eval.top_p)
     results = []
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("starting", total=None)
-        show = lambda stage, done, total: bar.update(task, description=stage, completed=done, total=total)  # noqa: E731
+    with ProgressBar("robustness", transient=True) as bar:
+
+        def show(stage: str, done: int, total: int) -> None:
+            bar.update(done, total)
+            bar.stage(stage)
+
         params = system.sampler_params(weights.load(system))
         with system.agent(progress=show) as agent:
             for set_name, length, data in evaluation_sets(config):

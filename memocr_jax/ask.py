@@ -181,16 +181,11 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
 @contextmanager
 def _reading(name: str) -> Iterator[Progress]:
     """A bar of the chunks that are read, on stderr."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-    from rich.progress import TimeRemainingColumn as Left
+    from memocr_jax.core.progress import ProgressBar
 
-    what = f"reading {'standard input' if name == '-' else Path(name).name}"
-    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TextColumn("chunks"))
-    console = Console(stderr=True, highlight=False)
-    with Progress(*columns, TimeElapsedColumn(), TextColumn("left"), Left(), console=console) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+    what = "standard input" if name == "-" else Path(name).name
+    with ProgressBar(f"chunks of {what}") as bar:
+        yield bar.update
 
 
 def _write_page(agent: MemoryAgent, path: str, budget: int | None) -> None:

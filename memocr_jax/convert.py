@@ -220,24 +220,19 @@ def _checkpoint_reader(directory: Path) -> Callable[[Any], np.ndarray]:
 @contextlib.contextmanager
 def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
     """A progress bar of bytes with its rate, on stderr; and one line with the total at the end."""
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
-    from rich.progress import TransferSpeedColumn as Rate
+    from memocr_jax.core.progress import ProgressBar
 
-    columns = (TextColumn(what), BarColumn(), DownloadColumn(), Rate(), TimeRemainingColumn())
-    console = Console(stderr=True)
-    start, last = time.perf_counter(), [0]
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task(what, total=None)
+    start, size = time.perf_counter(), 0
+    with ProgressBar(what, size=True) as bar:
 
         def report(done: int, total: int) -> None:
-            last[0] = total
-            progress.update(task, completed=done, total=total)
+            nonlocal size
+            size = total
+            bar.update(done, total)
 
         yield report
     seconds = time.perf_counter() - start
-    rate = last[0] / seconds / 1e6
-    console.print(f"{what}: {last[0] / 1e6:.1f} MB in {seconds:.1f} s ({rate:.0f} MB/s)")
+    bar.say(f"{what}: {size / 1e6:.1f} MB in {seconds:.1f} s ({size / seconds / 1e6:.0f} MB/s)")
 
 
 def main(argv: list[str] | None = None) -> None:

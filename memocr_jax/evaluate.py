@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from memocr_jax.config import Config, answer_settings, evaluation_sets, parse_command
 from memocr_jax.core.errors import UserError, run_command
+from memocr_jax.core.progress import ProgressBar, duration
 from memocr_jax.core.signals import StopSignals, exit_status
 from render.settings import RenderSettings
 
@@ -311,53 +312,29 @@ def _move_aside(directory: Path) -> Path | None:
     return directory.rename(f"{directory}.{n}")
 
 
-class _Progress:
+class _Progress(ProgressBar):
     """What a person sees: questions done, how fast, how long it will take, and the stage under way."""
 
     def __init__(self, console: Any, config: Config, sets: list[_Set], work: _Work, shown: bool):
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-        self._bar = Progress(
-            TextColumn("questions"),
-            MofNCompleteColumn(),
-            BarColumn(bar_width=24),
-            TimeElapsedColumn(),
-            TextColumn("left {task.fields[left]}"),
-            TextColumn("[dim]{task.fields[stage]}"),
-            console=console,
-            transient=True,
-            disable=not shown,
+        self._total, self._done = work.total, work.total - work.left
+        super().__init__(
+            "questions", work.total, done=self._done, console=console, transient=True, shown=shown
         )
-        self._shown, self._total, self._done = shown, work.total, work.total - work.left
         self._new, self._rate_from, self._since = 0, 0, time.perf_counter()
-        self._task = self._bar.add_task(
-            "evaluate", total=work.total, completed=self._done, left="?", stage="starting"
+        self.stage("starting")
+        methods = ", ".join(config.eval.methods)
+        self.say(
+            f"{len(sets)} sets, {sum(one.questions for one in sets):,} questions x {config.eval.samples} "
+            f"samples; {methods}; budgets {', '.join(map(str, config.eval.budgets))}"
         )
-        if shown:
-            methods = ", ".join(config.eval.methods)
-            console.print(
-                f"{len(sets)} sets, {sum(one.questions for one in sets):,} questions x {config.eval.samples} "
-                f"samples; {methods}; budgets {', '.join(map(str, config.eval.budgets))}",
-                soft_wrap=True,
-            )
-            if self._done:
-                console.print(f"going on: {self._done:,} of {work.total:,} questions are finished")
+        if self._done:
+            self.say(f"going on: {self._done:,} of {work.total:,} questions are finished")
 
-    def __enter__(self) -> _Progress:
-        self._bar.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self.stop()
-        if self._shown and kind is not None and issubclass(kind, KeyboardInterrupt):
+    def __exit__(self, kind: type[BaseException] | None, *error: Any) -> None:
+        super().__exit__(kind, *error)
+        if kind is not None and issubclass(kind, KeyboardInterrupt):
             done = f"{self._done:,} of {self._total:,} questions are finished"
-            self._bar.console.print(f"stopped: {done}; the same command goes on")
-
-    def stop(self) -> None:
-        self._bar.stop()
-
-    def stage(self, name: str, done: int, total: int) -> None:
-        self._bar.update(self._task, stage=f"{name} {done}/{total}")
+            self.say(f"stopped: {done}; the same command goes on")
 
     def wave(self, one: _Set, questions: int) -> None:
         """`questions` more are finished."""
@@ -365,23 +342,15 @@ class _Progress:
         self._new += questions
         seconds = time.perf_counter() - self._since
         rate = (self._new - self._rate_from) / seconds if seconds > 0 else 0.0
-        left = _duration((self._total - self._done) / rate) if rate else "?"
+        left = duration((self._total - self._done) / rate) if rate else "?"
         if self._rate_from == 0:
             # The first wave compiles: it says little about the others.
             self._rate_from, self._since = self._new, time.perf_counter()
-        self._bar.update(self._task, completed=self._done, left=left)
-        if self._shown:
-            self._bar.console.print(
-                f"{one.name} {one.length}: {self._done:,}/{self._total:,} questions, "
-                f"{60 * rate:,.1f} a minute, left {left}",
-                soft_wrap=True,
-            )
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}"
+        self.update(self._done, left=left)
+        self.say(
+            f"{one.name} {one.length}: {self._done:,}/{self._total:,} questions, "
+            f"{60 * rate:,.1f} a minute, left {left}"
+        )
 
 
 if __name__ == "__main__":

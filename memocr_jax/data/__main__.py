@@ -8,16 +8,9 @@ import resource
 import time
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
 from memocr_jax.core.errors import UserError, run_command
+from memocr_jax.core.progress import ProgressBar
 from memocr_jax.data.catalog import CARDS
 from memocr_jax.data.prepare import Job, prepare
 
@@ -90,17 +83,8 @@ def _run(job: Job) -> None:
 
     console = Console(highlight=False)
     start = time.perf_counter()
-    columns = (
-        TextColumn("documents"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task("prepare", total=None)
-        manifest = prepare(job, lambda done, total: progress.update(task, completed=done, total=total))
+    with ProgressBar("documents", console=console) as bar:
+        manifest = prepare(job, bar.update)
     for problem in manifest["problems"][:10]:
         console.print(f"left out: {problem}", markup=False, soft_wrap=True)
     if manifest["left_out"] > 10:
