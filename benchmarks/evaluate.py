@@ -9,7 +9,6 @@ what looks the same is read once).
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import os
@@ -18,20 +17,31 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from render.bounds import PositiveInt
+from render.errors import run_command
+from render.options import parse_options
+
 BUDGETS = (1024, 512, 256, 128, 64, 32, 16, 8)
 TARGET = 1.5
 """Most that the sweep may cost, as a multiple of the largest budget alone."""
 
 
-def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.evaluate", description=__doc__)
-    parser.add_argument("--model", default="configs/models/tiny", help="its config.json gives the shape")
-    parser.add_argument("--questions", type=int, default=4)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--draft-tokens", type=int, default=512, help="length of every memory")
-    parser.add_argument("--read-tokens", type=int, default=64, help="length of every answer")
-    parser.add_argument("--out", type=Path, help="write the result there as JSON, too")
-    args = parser.parse_args(argv)
+@dataclasses.dataclass(frozen=True)
+class Options:
+    model: str = "configs/models/tiny"
+    """Its config.json gives the shape."""
+    questions: PositiveInt = 4
+    repeats: PositiveInt = 3
+    draft_tokens: PositiveInt = 512
+    """Length of every memory."""
+    read_tokens: PositiveInt = 64
+    """Length of every answer."""
+    out: Path | None = None
+    """Write the result there as JSON, too."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse_options(Options, argv, "python -m benchmarks.evaluate", description=__doc__)
     result = measure(args.model, args.questions, args.repeats, args.draft_tokens, args.read_tokens)
     text = json.dumps(result, indent=1)
     print(text)
@@ -100,3 +110,7 @@ def measure(model: str, questions: int, repeats: int, draft_tokens: int, read_to
             "jax": jax.__version__,
         },
     }
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -6,17 +6,15 @@ ratio above 1 means that ours is faster.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import functools
 import json
 import sys
 import tempfile
-import typing
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +23,7 @@ from flax import nnx
 
 from benchmarks.timing import Times, alternate, machine, timed, use_cores
 from memocr_jax.config import MeshConfig
-from memocr_jax.core.errors import UserError
+from memocr_jax.core.errors import UserError, run_command
 from memocr_jax.core.sharding import make_mesh
 from memocr_jax.core.types import RowLayout
 from memocr_jax.engine import api
@@ -36,6 +34,8 @@ from memocr_jax.models.flops import decoder_flops, head_flops, peak_flops, row_p
 from memocr_jax.models.hf_weights import load_params
 from memocr_jax.models.images import prepare_image
 from memocr_jax.models.qwen25_vl import abstract_model
+from render.bounds import NonNegativeInt, PositiveInt
+from render.options import parse_options
 
 SMALL = Qwen25VLConfig(
     text=TextConfig(
@@ -70,16 +70,29 @@ SMALL = Qwen25VLConfig(
 class Setting:
     """What is measured."""
 
-    rows: int
-    length: int
-    """Tokens of a row, image included."""
-    image_tokens: tuple[int, int]
+    rows: PositiveInt = 2
+    length: PositiveInt = 512
+    """Tokens of a row, its image included."""
+    image_tokens: tuple[PositiveInt, PositiveInt] = (8, 12)
     """Height and width of each row's image, in tokens."""
-    new_tokens: int
-    repeats: int
-    dtype: str
+    new_tokens: PositiveInt = 64
+    repeats: PositiveInt = 5
+    dtype: Literal["float32", "bfloat16"] = "float32"
     attention: Implementation = "xla"
-    """Of our decoder over whole rows; transformers has torch's `scaled_dot_product_attention`."""
+    """Of our decoder over whole rows: cudnn for a GPU in bfloat16, splash for a TPU. transformers has torch's
+    `scaled_dot_product_attention`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Options(Setting):
+    hf: str = ""
+    """Directory of a checkpoint; default: a random one of 120M parameters."""
+    shape: str = ""
+    """Random weights of the shapes of this directory's config.json, as configs/models/*."""
+    cores: NonNegativeInt = 0
+    """Processor cores for both; 0 for all."""
+    out: str = ""
+    """File to write the JSON to, too."""
 
 
 def make_checkpoint(directory: Path, config: Qwen25VLConfig = SMALL) -> None:
@@ -355,27 +368,8 @@ def _decode(graphdef: Any, new_tokens: int, params: nnx.State, state: Any) -> An
     return jax.lax.scan(one, state, None, length=new_tokens)[0][0]
 
 
-def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.model", description=__doc__.split("\n")[0])
-    parser.add_argument("--hf", metavar="DIR", help="a checkpoint (default: a random one of 120M parameters)")
-    parser.add_argument(
-        "--shape", metavar="DIR", help="random weights of the shapes of DIR/config.json, as configs/models/*"
-    )
-    parser.add_argument("--rows", type=int, default=2)
-    parser.add_argument("--length", type=int, default=512, help="tokens of a row, its image included")
-    parser.add_argument("--image-tokens", type=int, nargs=2, default=(8, 12), metavar=("HEIGHT", "WIDTH"))
-    parser.add_argument("--new-tokens", type=int, default=64)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--cores", type=int, default=0, help="processor cores for both (default: all)")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument(
-        "--attention",
-        choices=typing.get_args(Implementation),
-        default="xla",
-        help="of ours: cudnn for a GPU in bfloat16, splash for a TPU",
-    )
-    parser.add_argument("--out", metavar="FILE", help="write the JSON there too")
-    args = parser.parse_args(argv)
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_options(Options, argv, "python -m benchmarks.model", description=__doc__.split("\n")[0])
     if args.hf and args.shape:
         raise UserError("--hf names weights and --shape asks for random ones; give one of them")
     try:
@@ -387,22 +381,19 @@ def main(argv: list[str]) -> None:
     if args.cores:
         use_cores(args.cores)
     require_backend(args.attention, jax.default_backend(), args.dtype)
-    setting = Setting(
-        args.rows,
-        args.length,
-        tuple(args.image_tokens),
-        args.new_tokens,
-        args.repeats,
-        args.dtype,
-        args.attention,
-    )
     with tempfile.TemporaryDirectory() as scratch:
         directory = Path(args.hf or scratch)
         if not args.hf:
             make_checkpoint(directory, Qwen25VLConfig.from_file(args.shape) if args.shape else SMALL)
-        result = compare(directory, setting)
-    text = json.dumps({"arguments": {k: v for k, v in vars(args).items() if k != "out"}, **result}, indent=2)
+        result = compare(directory, args)
+    text = json.dumps(
+        {"arguments": {k: v for k, v in dataclasses.asdict(args).items() if k != "out"}, **result}, indent=2
+    )
     print(text)
     if args.out:
         Path(args.out).write_text(text + "\n", encoding="utf-8")
     sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -8,7 +8,7 @@ the network refused. The cache is off. Prints JSON; `cpu_ms_per_page` counts thi
 
 from __future__ import annotations
 
-import argparse
+import dataclasses
 import json
 import os
 import platform
@@ -18,9 +18,14 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from typing import Annotated, Literal
 
+from annotated_types import Ge
+
+from render.bounds import NonNegativeInt, PositiveInt
 from render.chromium import chromium_version, find_chromium
-from render.options import run_command
+from render.errors import run_command
+from render.options import parse_options
 from render.pool import RenderPool, default_workers
 from render.settings import RenderSettings
 
@@ -208,19 +213,29 @@ def run(settings: RenderSettings, upstream_threads: int, pages: int, upstream_pa
     }
 
 
-def main(argv: list[str] | None = None) -> None:
+@dataclasses.dataclass(frozen=True)
+class Options:
     """Compare the page-per-request way with this renderer on the same memories; prints JSON."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.render", description=main.__doc__)
-    parser.add_argument("--pages", type=int, default=480, help="memories for ours; default: %(default)s")
-    parser.add_argument("--upstream-pages", type=int, default=60, help="for the other; default: %(default)s")
-    parser.add_argument("--upstream-threads", type=int, default=4, help="default: %(default)s")
-    parser.add_argument("--workers", type=int, default=0, help="browsers; default: by cores")
-    parser.add_argument("--lengths", nargs="+", choices=LENGTHS, default=list(LENGTHS))
-    parser.add_argument("--chromium", default="", help="path of the Chromium; default: as RenderSettings")
-    arguments = parser.parse_args(argv)
-    settings = RenderSettings(workers=arguments.workers, cache_mb=0, chromium=arguments.chromium)
-    pages, upstream_pages = max(2, arguments.pages), max(2, arguments.upstream_pages)
-    result = run(settings, arguments.upstream_threads, pages, upstream_pages, arguments.lengths)
+
+    pages: Annotated[int, Ge(2)] = 480
+    """Memories for ours."""
+    upstream_pages: Annotated[int, Ge(2)] = 60
+    """Memories for the other."""
+    upstream_threads: PositiveInt = 4
+    workers: NonNegativeInt = 0
+    """Browsers; 0 chooses by the number of cores."""
+    lengths: tuple[Literal["short", "typical", "long"], ...] = tuple(LENGTHS)
+    chromium: str = ""
+    """Path of the Chromium; default: as RenderSettings."""
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Measure what the command line asks for; prints JSON."""
+    options = parse_options(Options, argv, "python -m benchmarks.render")
+    settings = RenderSettings(workers=options.workers, cache_mb=0, chromium=options.chromium)
+    result = run(
+        settings, options.upstream_threads, options.pages, options.upstream_pages, list(options.lengths)
+    )
     json.dump(result, sys.stdout, indent=1)
     print()
 

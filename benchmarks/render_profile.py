@@ -7,21 +7,24 @@ kernel's nanosecond counters. `screenshot` is what the sheet's capture would cos
 
 from __future__ import annotations
 
-import argparse
+import dataclasses
 import json
 import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from benchmarks.render import LENGTHS, make_memory
 from render import png
+from render.bounds import PositiveInt
 from render.chromium import find_chromium, open_browser
+from render.errors import run_command
 from render.markdown import to_html
-from render.options import run_command
+from render.options import parse_options
 from render.settings import RenderSettings
 from render.sheet import Sheet
 
@@ -104,14 +107,20 @@ def _draw(sheet: Sheet, texts: list[str], clock: StageClock, deadline: float) ->
     clock.time("screenshot", lambda: sheet.screenshot(deadline))
 
 
-def main(argv: list[str] | None = None) -> None:
+@dataclasses.dataclass(frozen=True)
+class Options:
     """Where the processor time of a page goes; prints JSON."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.render_profile", description=main.__doc__)
-    parser.add_argument("--length", choices=LENGTHS, default="typical")
-    parser.add_argument("--pages", type=int, default=160)
-    parser.add_argument("--tiles", type=int, default=8, help="memories per sheet; default: %(default)s")
-    arguments = parser.parse_args(argv)
-    result = run(RenderSettings(), LENGTHS[arguments.length], arguments.pages, arguments.tiles)
+
+    length: Literal["short", "typical", "long"] = "typical"
+    pages: PositiveInt = 160
+    tiles: PositiveInt = 8
+    """Memories per sheet."""
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Measure what the command line asks for; prints JSON."""
+    options = parse_options(Options, argv, "python -m benchmarks.render_profile")
+    result = run(RenderSettings(), LENGTHS[options.length], options.pages, options.tiles)
     json.dump(result, sys.stdout, indent=1)
     print()
 

@@ -8,15 +8,18 @@ or this package, is faster.
 
 from __future__ import annotations
 
-import argparse
+import dataclasses
 import importlib
 import json
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from memocr_jax.core.errors import UserError
+from memocr_jax.core.errors import UserError, run_command
+from render.bounds import NonNegativeInt, PositiveInt
+from render.options import parse_options
 
 PARTS = {
     "rollout": ("benchmarks.rl_rollout", "rollout_results", "shared against unshared prefix, sampling"),
@@ -37,6 +40,16 @@ PARTS = {
 """Part -> module, function of the parsed arguments, what it is."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Options:
+    parts: tuple[Literal["rollout", "train", "decode", "logp", "stages", "growth"], ...] = tuple(PARTS)
+    repeats: PositiveInt = 3
+    cores: NonNegativeInt = 0
+    """Processor cores for both sides; 0 for all."""
+    out: str = ""
+    """File to write the JSON to, too."""
+
+
 def merge(into: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
     """Add nested results; parts share the upper levels (`shared_prefix.train`, `shared_prefix.rollout`)."""
     for key, value in new.items():
@@ -49,25 +62,19 @@ def merge(into: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
     return into
 
 
-def run(part: str, args: argparse.Namespace) -> dict[str, Any]:
+def run(part: str, args: Options) -> dict[str, Any]:
     """The results of one part; only its own imports are paid for."""
     module, function, _ = PARTS[part]
     return getattr(importlib.import_module(module), function)(args)
 
 
-def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.rl",
-        description=__doc__.split("\n")[0],
-        epilog="; ".join(f"{name}: {what}" for name, (_, _, what) in PARTS.items()),
+def main(argv: Sequence[str] | None = None) -> None:
+    about = (
+        __doc__.split("\n")[0]
+        + " Parts: "
+        + "; ".join(f"{name}: {what}" for name, (_, _, what) in PARTS.items())
     )
-    parser.add_argument("--parts", nargs="+", choices=tuple(PARTS), default=tuple(PARTS))
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--cores", type=int, default=0, help="processor cores for both sides (default: all)")
-    parser.add_argument("--out", metavar="FILE", help="write the JSON there too")
-    args = parser.parse_args(argv)
-    if args.repeats < 1:
-        raise UserError(f"--repeats is {args.repeats}: the smallest that works is 1")
+    args = parse_options(Options, argv, "python -m benchmarks.rl", description=about)
     try:
         import torch  # noqa: F401
     except ImportError:
@@ -80,7 +87,7 @@ def main(argv: list[str]) -> None:
         use_cores(args.cores)
     results: dict[str, Any] = {
         "what": "ratios above 1: the shared prefix, or memocr_jax, is faster",
-        "command": " ".join(["python -m benchmarks.rl", *argv]),
+        "command": " ".join(["python -m benchmarks.rl", *(sys.argv[1:] if argv is None else argv)]),
         "machine": machine(),
         "seconds": {},
     }
@@ -93,3 +100,7 @@ def main(argv: list[str]) -> None:
     print(text, flush=True)
     if args.out:
         Path(args.out).write_text(text + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import statistics
 import tempfile
@@ -18,7 +17,7 @@ WARM_UP = 2
 """Steps that are not counted: they compile."""
 
 
-def stage_results(args: argparse.Namespace) -> dict[str, Any]:
+def stage_results(args: Any) -> dict[str, Any]:
     """Medians over steps of the main job with its real Chromium, everything else as in training."""
     from memocr_jax.agent.system import build_system
     from memocr_jax.core.metrics import Stopwatch

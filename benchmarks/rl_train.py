@@ -11,14 +11,13 @@ anything is timed, loss and gradient norm of the two sides are compared.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import math
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -26,7 +25,7 @@ import numpy as np
 from benchmarks.model import make_checkpoint
 from benchmarks.timing import Times, alternate, machine, timed, use_cores
 from memocr_jax.config import Config, MeshConfig, ModelConfig, OptimizerConfig, RLConfig, TrainConfig
-from memocr_jax.core.errors import UserError
+from memocr_jax.core.errors import UserError, run_command
 from memocr_jax.core.metrics import Stopwatch
 from memocr_jax.core.sharding import make_mesh
 from memocr_jax.core.types import Completion, Stop, Turn, TurnKind
@@ -34,6 +33,8 @@ from memocr_jax.models.config import Qwen25VLConfig, TextConfig, VisionConfig
 from memocr_jax.models.hf_weights import load_params
 from memocr_jax.rl.pack import WeightedTurn, pack_turns
 from memocr_jax.rl.update import Learner
+from render.bounds import NonNegativeInt, PositiveInt
+from render.options import parse_options
 
 MODEL = Qwen25VLConfig(
     text=TextConfig(
@@ -72,18 +73,30 @@ OPTIMIZER = OptimizerConfig(warmup_steps=0)
 class Setting:
     """What is measured."""
 
-    prefix: int = 128
-    suffix: int = 64
-    siblings: tuple[int, ...] = (4, 8, 16)
-    groups: int = 4
+    prefix: PositiveInt = 128
+    """P, tokens that siblings share."""
+    suffix: PositiveInt = 64
+    """S, tokens of each sibling."""
+    siblings: tuple[PositiveInt, ...] = (4, 8, 16)
+    groups: PositiveInt = 4
     """Questions of the update, each with its K siblings. The recipe has 16: what the optimiser costs, which
     sharing does not change, weighs more here than there."""
-    torch_siblings: int = 8
+    torch_siblings: PositiveInt = 8
     """K of the comparison with PyTorch."""
-    micro_batch_rows: int = 8
+    micro_batch_rows: PositiveInt = 8
     """Unshared rows, here and in PyTorch, that go through the model at once; of shared rows it is one."""
-    repeats: int = 3
-    dtype: str = "float32"
+    repeats: PositiveInt = 3
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+
+@dataclasses.dataclass(frozen=True)
+class Options(Setting):
+    cores: NonNegativeInt = 0
+    """Processor cores for both; 0 for all."""
+    hf: str = ""
+    """Directory of a checkpoint; default: a random one of 24M parameters."""
+    out: str = ""
+    """File to write the JSON to, too."""
 
 
 def training_results(args: Any) -> dict[str, Any]:
@@ -280,30 +293,19 @@ def _require_equal(what: str, one: Any, other: Any, dtype: str) -> None:
             raise UserError(f"{what}: {name} is {ours[name]:.6g} and {theirs[name]:.6g}; nothing was timed")
 
 
-def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.rl_train", description=__doc__.split("\n")[0])
-    parser.add_argument("--prefix", type=int, default=Setting.prefix, help="P, tokens that siblings share")
-    parser.add_argument("--suffix", type=int, default=Setting.suffix, help="S, tokens of each sibling")
-    parser.add_argument("--siblings", type=int, nargs="+", default=Setting.siblings, metavar="K")
-    parser.add_argument("--groups", type=int, default=Setting.groups, help="questions of the update")
-    parser.add_argument("--torch-siblings", type=int, default=Setting.torch_siblings, metavar="K")
-    parser.add_argument("--micro-batch-rows", type=int, default=Setting.micro_batch_rows)
-    parser.add_argument("--repeats", type=int, default=Setting.repeats)
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--cores", type=int, default=0, help="processor cores for both (default: all)")
-    parser.add_argument("--hf", metavar="DIR", help="a checkpoint (default: a random one of 24M parameters)")
-    parser.add_argument("--out", metavar="FILE", help="write the JSON there too")
-    args = parser.parse_args(argv)
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_options(Options, argv, "python -m benchmarks.rl_train", description=__doc__.split("\n")[0])
     if args.cores:
         use_cores(args.cores)
-    names = {field.name for field in dataclasses.fields(Setting)}
-    values = {name: value for name, value in vars(args).items() if name in names}
-    setting = Setting(**{**values, "siblings": tuple(args.siblings)})
     with tempfile.TemporaryDirectory() as scratch:
         directory = Path(args.hf or scratch)
         if not args.hf:
             make_checkpoint(directory, MODEL)
-        text = json.dumps(compare(directory, setting), indent=2)
+        text = json.dumps(compare(directory, args), indent=2)
     print(text)
     if args.out:
         Path(args.out).write_text(text + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    run_command(main)

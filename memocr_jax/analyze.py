@@ -10,16 +10,53 @@ Each leaves NAME.json, NAME.svg and NAME.md.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from memocr_jax.config import Config, evaluation_sets, parse_command
-from memocr_jax.core.errors import UserError, nearest, run_command
+import tyro
 
-ANALYSES = ("density", "lengths", "robustness", "case")
+from memocr_jax.config import Config, ConfigOption, evaluation_sets, parse_command
+from memocr_jax.core.errors import UserError, nearest, run_command
+from render.bounds import NonNegativeInt
+from render.options import parse_options
+
+
+@dataclasses.dataclass(frozen=True)
+class OverTraining:
+    directory: tyro.conf.Positional[tuple[str, ...]]
+    """A run with trajectories, or an evaluation; several add up."""
+    to: Path | None = None
+    """Folder of the results; default DIRECTORY/analysis."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    directory: tyro.conf.Positional[Path]
+    """An evaluation, as memocr_jax.evaluate leaves it."""
+    id: str
+    """The question's id."""
+    dataset: str | None = None
+    """Name of its data set, when several have this id."""
+    length: str | None = None
+    """Name of its length, likewise."""
+    sample: NonNegativeInt = 0
+    """Which of its memories."""
+    to: Path | None = None
+    """Folder of the results; default DIRECTORY/analysis."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Robustness(ConfigOption):
+    checkpoint: str | None = None
+    """Run directory whose newest checkpoint is read, as for memocr_jax.evaluate."""
+    step: int | None = None
+    """This step's checkpoint, not the newest."""
+    evaluation: Path | None = None
+    """Take the memories from this evaluation of the same sets; without it they are drafted."""
+    to: Path | None = None
+    """Folder of the results; default RUN_DIR/analysis or run.dir/analysis."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,21 +66,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     name, *rest = argv
     if name not in ANALYSES:
-        raise UserError(f"analysis {name!r} is not known{nearest(name, ANALYSES)}")
-    path = {"density": _over_training, "lengths": _over_training, "robustness": _robustness, "case": _case}[
-        name
-    ](name, rest)
-    print(path)
+        raise UserError(f"analysis {name!r} is not known{nearest(name, list(ANALYSES))}")
+    print(ANALYSES[name](name, rest))
     return 0
 
 
 def _over_training(name: str, argv: Sequence[str]) -> Path:
-    parser = argparse.ArgumentParser(prog=f"python -m memocr_jax.analyze {name}")
-    parser.add_argument(
-        "directory", nargs="+", help="a run with trajectories, or an evaluation; several add up"
+    args = parse_options(
+        OverTraining,
+        argv,
+        f"python -m memocr_jax.analyze {name}",
+        description="What memories have in headings and in body text, over training.",
     )
-    parser.add_argument("--to", type=Path, help="folder of the results; default DIRECTORY/analysis")
-    args = parser.parse_args(argv)
+    if not args.directory:
+        raise UserError("DIRECTORY is missing: name a run with trajectories, or an evaluation")
 
     from memocr_jax.evaluation import density, lengths
     from memocr_jax.evaluation.files import write_analysis
@@ -60,14 +96,12 @@ def _over_training(name: str, argv: Sequence[str]) -> Path:
 
 
 def _case(name: str, argv: Sequence[str]) -> Path:
-    parser = argparse.ArgumentParser(prog="python -m memocr_jax.analyze case")
-    parser.add_argument("directory", type=Path, help="an evaluation, as memocr_jax.evaluate leaves it")
-    parser.add_argument("--id", required=True, help="the question's id")
-    parser.add_argument("--dataset", help="name of its data set, when several have this id")
-    parser.add_argument("--length", help="name of its length, likewise")
-    parser.add_argument("--sample", type=int, default=0)
-    parser.add_argument("--to", type=Path, help="folder of the results; default DIRECTORY/analysis")
-    args = parser.parse_args(argv)
+    args = parse_options(
+        Case,
+        argv,
+        "python -m memocr_jax.analyze case",
+        description="One question: memory, page, views, answers.",
+    )
 
     from memocr_jax.evaluation.case import case_plot, case_text, read_case
     from memocr_jax.evaluation.files import write_analysis
@@ -78,30 +112,17 @@ def _case(name: str, argv: Sequence[str]) -> Path:
 
 
 def _robustness(name: str, argv: Sequence[str]) -> Path:
-    def add_arguments(parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("--checkpoint", metavar="RUN_DIR", help="as for memocr_jax.evaluate")
-        parser.add_argument("--step", type=int, metavar="N", help="this step's checkpoint, not the newest")
-        parser.add_argument(
-            "--evaluation",
-            type=Path,
-            metavar="DIR",
-            help="take the memories from this evaluation of the same sets; without it they are drafted",
-        )
-        parser.add_argument(
-            "--to", type=Path, metavar="DIR", help="default RUN_DIR/analysis or run.dir/analysis"
-        )
-
     config, args = parse_command(
         argv,
         "python -m memocr_jax.analyze robustness",
         "Read memories with the gold evidence put in as headings or as body text.",
-        add_arguments,
+        Robustness,
     )
     config = dataclasses.replace(config, eval=dataclasses.replace(config.eval, samples=1))
     return _run_robustness(config, args)
 
 
-def _run_robustness(config: Config, args: argparse.Namespace) -> Path:
+def _run_robustness(config: Config, args: Robustness) -> Path:
     from memocr_jax.agent.system import build_system
     from memocr_jax.config import SamplingConfig
     from memocr_jax.core.progress import ProgressBar
@@ -166,6 +187,9 @@ def _memories_of(evaluation: Path | None) -> dict[tuple[str, str, str], str]:
         if entry["memories"]:
             found[first["dataset"], first["length"], first["id"]] = entry["memories"][0]
     return found
+
+
+ANALYSES = {"density": _over_training, "lengths": _over_training, "robustness": _robustness, "case": _case}
 
 
 if __name__ == "__main__":

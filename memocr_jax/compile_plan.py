@@ -10,19 +10,44 @@ all of it, and the table says so. See docs/plans.md.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from memocr_jax.config import Config, parse_command
+import tyro
+from annotated_types import Ge
+
+from memocr_jax.config import Config, ConfigOption, parse_command
 from memocr_jax.core.errors import UserError, run_command
+from render.bounds import NonNegativeFloat, Probability
 
 if TYPE_CHECKING:
     from memocr_jax.plan.predict import Plan
+
+
+@dataclasses.dataclass(frozen=True)
+class Options(ConfigOption):
+    topology: str | None = None
+    """CHIP:SHAPE, as v5e:16x16, v5p:4x4x4, h100:8x8 (nodes x GPUs), h100:1, cpu:1."""
+    json: str | None = None
+    """File to write the plan to as data."""
+    arithmetic: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Compile nothing."""
+    programs: str = ""
+    """Compile only these, as gradient,decode."""
+    cache: str | None = None
+    """Folder that keeps what was compiled."""
+    chunks: Annotated[float | None, Ge(0)] = None
+    """Chunks of a document; default data.max_chunks."""
+    fill: Probability = 0.5
+    """Mean length of what is sampled, as a share of its limit."""
+    efficiency: Probability = 0.6
+    """Share of the roofline that is reached."""
+    price: NonNegativeFloat = 0.0
+    """Price of a chip for an hour."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv,
         "python -m memocr_jax.compile_plan",
         "Compile a run for a topology that is not here: memory, time and cost of a step.",
-        _options,
+        Options,
     )
     from memocr_jax.plan.chips import parse_topology
     from memocr_jax.plan.devices import described_devices, has_compiler, prepare_environment, stand_ins
@@ -39,10 +64,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.topology is None:
         raise UserError("--topology is missing: name one, such as v5e:16x16, v5p:4x4x4, h100:8x8 or cpu:1")
     topology = parse_topology(options.topology)
-    for name, (fix, share) in _RANGES.items():
-        value = getattr(options, name)
-        if value is not None and (value < 0 or (share and not 0 < value <= 1)):
-            raise UserError(f"--{name} is {value}: {fix}")
 
     # Before JAX starts its devices: where nothing is compiled, any will do that are as many.
     compiles = not options.arithmetic and has_compiler(topology)
@@ -87,34 +108,6 @@ def _shapes(config: Config) -> str:
         f"model.path is {config.model.path}, which is not there; for a plan the shapes alone will do: set "
         "model.shapes to a folder with the model's config.json, such as configs/models/qwen2.5-vl-7b"
     )
-
-
-_RANGES = {
-    "chunks": ("use the number of chunks of a document, such as 8", False),
-    "fill": ("use a share above 0 and at most 1, such as 0.5", True),
-    "efficiency": ("use a share above 0 and at most 1, such as 0.6", True),
-    "price": ("use the price of a chip for an hour, such as 1.2", False),
-}
-"""Option -> (what is allowed, whether it is a share)."""
-
-
-def _options(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add(
-        "--topology",
-        metavar="CHIP:SHAPE",
-        help="v5e:16x16, v5p:4x4x4, h100:8x8 (nodes x GPUs), h100:1, cpu:1",
-    )
-    add("--json", metavar="FILE", help="write the plan as data")
-    add("--arithmetic", action="store_true", help="compile nothing")
-    add("--programs", default="", metavar="WORDS", help="compile only these, as gradient,decode")
-    add("--cache", metavar="DIR", help="folder that keeps what was compiled")
-    add("--chunks", type=float, metavar="N", help="chunks of a document (data.max_chunks)")
-    fill = "mean length of what is sampled (0.5 of its limit)"
-    add("--fill", type=float, default=0.5, metavar="SHARE", help=fill)
-    efficiency = "of the roofline that is reached (0.6)"
-    add("--efficiency", type=float, default=0.6, metavar="SHARE", help=efficiency)
-    add("--price", type=float, default=0.0, metavar="P", help="of a chip for an hour")
 
 
 def print_plan(plan: Plan) -> None:

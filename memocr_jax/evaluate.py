@@ -7,7 +7,6 @@ could not be read counts as wrong and is listed. docs/evaluation.md says what it
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import hashlib
 import sys
@@ -16,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from memocr_jax.config import Config, answer_settings, evaluation_sets, parse_command
+from memocr_jax.config import Config, ConfigOption, answer_settings, evaluation_sets, parse_command
 from memocr_jax.core.errors import UserError, run_command
 from memocr_jax.core.progress import ProgressBar, duration
 from memocr_jax.core.signals import StopSignals, exit_status
@@ -29,25 +28,22 @@ if TYPE_CHECKING:
     from memocr_jax.data.loader import Examples
 
 
+@dataclasses.dataclass(frozen=True)
+class Options(ConfigOption):
+    checkpoint: str | None = None
+    """Run directory whose newest checkpoint is evaluated; without it, the weights that --config names."""
+    step: int | None = None
+    """Evaluate this step's checkpoint instead."""
+    to: str | None = None
+    """Where results go; default RUN_DIR/evaluation, or run.dir/evaluation."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    argv = sys.argv[1:] if argv is None else argv
-
-    def add_arguments(parser: argparse.ArgumentParser) -> None:
-        parser.add_argument(
-            "--checkpoint",
-            metavar="RUN_DIR",
-            help="evaluate the newest checkpoint of this run; without it, the weights that --config names",
-        )
-        parser.add_argument("--step", type=int, metavar="N", help="evaluate this step's checkpoint instead")
-        parser.add_argument(
-            "--to", metavar="DIR", help="where results go; default RUN_DIR/evaluation, or run.dir/evaluation"
-        )
-
     config, args = parse_command(
-        argv,
+        sys.argv[1:] if argv is None else argv,
         "python -m memocr_jax.evaluate",
         "Answer questions by several methods at several budgets.",
-        add_arguments,
+        Options,
     )
     if args.step is not None and args.checkpoint is None:
         raise UserError(f"--step is {args.step}, but no --checkpoint is given; name the run")

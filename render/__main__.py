@@ -2,38 +2,47 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import sys
 from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
 
 from render.client import open_renderer
-from render.errors import RenderError
-from render.options import add_settings, run_command, settings_of
-from render.settings import MODES
+from render.errors import RenderError, run_command
+from render.options import Hidden, parse_options, settings_of
+from render.settings import RenderSettings
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options(RenderSettings):
+    """Draw a file (or standard input) and print size, tokens and status; 1 when there is no page."""
+
+    memory: tyro.conf.Positional[str]
+    """File with the memory, - for standard input."""
+    output: Annotated[str, tyro.conf.arg(aliases=["-o"])]
+    """Image file to write: .png, .jpg or .webp."""
+    budget: int = 0
+    """Visual tokens at most; 0 writes the page itself."""
+    mode: Literal["markdown", "html"] | None = None
+    """What the memory is written in; otherwise html for .html files, else markdown."""
+    theme_css: Hidden[str] = ""
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Draw a file (or standard input) and print size, tokens and status; 1 when there is no page."""
-    parser = argparse.ArgumentParser(prog="python -m render", description=main.__doc__)
-    parser.add_argument("memory", help="file with the memory, - for standard input")
-    parser.add_argument("-o", "--output", required=True, help="image file to write: .png, .jpg or .webp")
-    parser.add_argument(
-        "--budget", type=int, default=0, help="visual tokens at most; 0 writes the page itself"
-    )
-    parser.add_argument("--mode", choices=MODES, help="default: html for .html files, else markdown")
-    add_settings(parser)
-    arguments = parser.parse_args(argv)
-    settings = dataclasses.replace(settings_of(arguments), workers=1)
-    if arguments.budget < 0:
-        raise RenderError(f"--budget is {arguments.budget}; it must be 0 or more")
-    mode = arguments.mode or ("html" if arguments.memory.endswith((".html", ".htm")) else "markdown")
+    """Draw what the command line names; returns the exit status."""
+    options = parse_options(Options, argv, "python -m render")
+    settings = dataclasses.replace(settings_of(options), workers=1)
+    if options.budget < 0:
+        raise RenderError(f"--budget is {options.budget}; it must be 0 or more")
+    mode = options.mode or ("html" if options.memory.endswith((".html", ".htm")) else "markdown")
     with open_renderer(settings, mode) as renderer:
-        page = renderer.render([_read(arguments.memory)])[0]
+        page = renderer.render([_read(options.memory)])[0]
     if page.pixels is None:
         print(f"{page.status}: {page.detail}", file=sys.stderr)
         return 1
-    _write(page, arguments.output, arguments.budget)
+    _write(page, options.output, options.budget)
     return 0
 
 

@@ -32,34 +32,35 @@ def marks_of(hint: Any) -> Iterator[Any]:
         yield from mark if isinstance(mark, GroupedMetadata) else (mark,)
 
 
-def out_of_bounds(settings: Any, prefix: str = "") -> str | None:
+def out_of_bounds(settings: Any, prefix: str = "", cls: type | None = None) -> str | None:
     """A message about the first number that lies outside of its bounds, sections within included.
 
     Args:
         settings: a dataclass.
         prefix: put before the field's name in the message, such as "render.".
+        cls: the class whose fields are looked at, a base of the settings' own; None for their own.
 
     Returns:
         One line with the field, its value and what to use, or None when all numbers are within.
     """
-    return next(_problems(settings, prefix), None)
+    return next(_problems(settings, prefix, cls or type(settings)), None)
 
 
-def _problems(settings: Any, prefix: str) -> Iterator[str]:
-    hints = hints_of(type(settings))
-    for field in dataclasses.fields(settings):
+def _problems(settings: Any, prefix: str, cls: type) -> Iterator[str]:
+    hints = hints_of(cls)
+    for field in dataclasses.fields(cls):
         hint, value, name = hints[field.name], getattr(settings, field.name), prefix + field.name
         if dataclasses.is_dataclass(value):
-            yield from _problems(value, f"{name}.")
+            yield from _problems(value, f"{name}.", type(value))
         elif isinstance(value, tuple):
             if typing.get_origin(hint) is Annotated:
                 hint = typing.get_args(hint)[0]
             for i, item in enumerate(value):
                 if dataclasses.is_dataclass(item):
-                    yield from _problems(item, f"{name}[{i}].")
+                    yield from _problems(item, f"{name}[{i}].", type(item))
                 else:
                     yield from _problem(typing.get_args(hint)[0], item, f"{name}[{i}]", "")
-        else:
+        elif value is not None:
             usual = "" if field.default is dataclasses.MISSING else f" (the default is {field.default})"
             yield from _problem(hint, value, name, usual)
 

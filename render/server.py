@@ -10,8 +10,8 @@ The format "page" is a PNG that carries status and regions too (`render.codec`).
 
 from __future__ import annotations
 
-import argparse
 import asyncio
+import dataclasses
 import io
 import json
 import time
@@ -19,18 +19,20 @@ from contextlib import asynccontextmanager
 from typing import Annotated, Literal
 from urllib.parse import quote
 
+from annotated_types import Interval
 from fastapi import FastAPI, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, Response
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from render.bounds import PositiveInt
 from render.chromium import find_chromium
-from render.errors import RenderError
+from render.errors import run_command
 from render.http import BodyError, authorised, explain, read_body, serve
-from render.options import add_settings, run_command, settings_of
+from render.options import Hidden, parse_options, settings_of
 from render.pool import RenderPool
-from render.settings import MODES, TOKEN_PX, RenderSettings
+from render.settings import TOKEN_PX, RenderSettings
 from render.theme import theme_css
 from render.types import MemoryPage, Mode, PageStatus
 
@@ -160,8 +162,6 @@ def _image_response(page: MemoryPage, asked: RenderRequest) -> Response:
 
 
 def _encode(page: MemoryPage, pixels, image_format: str) -> bytes:
-    import dataclasses
-
     from PIL import Image
 
     from render.codec import encode_page
@@ -178,24 +178,29 @@ def _encode(page: MemoryPage, pixels, image_format: str) -> bytes:
     return file.getvalue()
 
 
-def main(argv: list[str] | None = None) -> None:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options(RenderSettings):
     """Serve until SIGTERM or SIGINT; then finish what was accepted."""
-    parser = argparse.ArgumentParser(prog="python -m render.server", description=main.__doc__)
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; default: %(default)s")
-    parser.add_argument("--port", type=int, default=9000, help="default: %(default)s")
-    parser.add_argument("--mode", choices=MODES, default="markdown", help="default: %(default)s")
-    parser.add_argument("--token", default="", help="bearer token that clients must send; default: none")
-    parser.add_argument("--max-queue", type=int, default=256, help="requests under way; default: %(default)s")
-    add_settings(parser, leave_out=("url", "token"))
-    arguments = parser.parse_args(argv)
-    if arguments.max_queue < 1:
-        raise RenderError(f"--max-queue is {arguments.max_queue}; it must be at least 1")
-    token = arguments.token
-    del arguments.token  # the server's own, no setting of its pool
-    settings = settings_of(arguments)
+
+    host: str = "127.0.0.1"
+    """Address to listen on."""
+    port: Annotated[int, Interval(ge=0, le=65_535)] = 9000
+    mode: Literal["markdown", "html"] = "markdown"
+    token: str = ""
+    """Bearer token that clients must send; empty: none."""
+    max_queue: PositiveInt = 256
+    """Requests under way."""
+    url: Hidden[str] = ""
+    theme_css: Hidden[str] = ""
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Serve what the command line asks for."""
+    options = parse_options(Options, argv, "python -m render.server")
+    settings = dataclasses.replace(settings_of(options), token="")  # the server's own, not its pool's
     find_chromium(settings.chromium)  # what is missing is an error here, not at the first request
     theme_css(settings)
-    serve(create_app(settings, arguments.mode, token, arguments.max_queue), arguments.host, arguments.port)
+    serve(create_app(settings, options.mode, options.token, options.max_queue), options.host, options.port)
 
 
 if __name__ == "__main__":

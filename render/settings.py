@@ -68,7 +68,7 @@ class RenderSettings:
     """Bearer token that the server at `url` asks for."""
 
     def __post_init__(self) -> None:
-        if message := out_of_bounds(self, "render."):
+        if message := out_of_bounds(self, "render.", RenderSettings):
             raise RenderError(message)
         if self.width_px - 2 * self.margin_px < TOKEN_PX:
             raise RenderError(

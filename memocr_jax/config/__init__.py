@@ -5,7 +5,7 @@ Everything is checked here, before JAX, a tokenizer or a browser is imported. `c
 
 from memocr_jax.config.answers import answer_settings
 from memocr_jax.config.checks import evaluation_sets, profile_steps, validate
-from memocr_jax.config.command import parse_command
+from memocr_jax.config.command import ConfigOption, parse_command
 from memocr_jax.config.sections import (
     AgentConfig,
     CheckpointConfig,
@@ -38,6 +38,7 @@ __all__ = [
     "AgentConfig",
     "CheckpointConfig",
     "Config",
+    "ConfigOption",
     "EngineConfig",
     "EvalConfig",
     "EvalSet",

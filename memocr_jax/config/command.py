@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import typing
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated, Any, TypeVar
 
 from memocr_jax.config.checks import validate
 from memocr_jax.config.sections import Config
@@ -14,34 +13,52 @@ from memocr_jax.config.tree import load_config
 from memocr_jax.core.errors import UserError
 
 
+@dataclasses.dataclass(frozen=True)
+class ConfigOption:
+    """The option that every command with a configuration has."""
+
+    config: str = ""
+    """A YAML file with the run's configuration."""
+
+
+Own = TypeVar("Own", bound=ConfigOption)
+
+
 def parse_command(
-    argv: Sequence[str],
-    prog: str,
-    description: str,
-    add_arguments: typing.Callable[[argparse.ArgumentParser], None] = lambda parser: None,
-) -> tuple[Config, argparse.Namespace]:
+    argv: Sequence[str], prog: str, description: str, own: type[Own] = ConfigOption
+) -> tuple[Config, Own]:
     """Read `--config FILE` and the overrides (`--rl.group-size 8`) of a command line.
 
-    `add_arguments` adds a command's own options, which come back in the namespace (with `config`, the file).
-    Raises UserError for anything wrong in the file or in the combination; a misspelt option ends the process
-    with tyro's message and status 2.
+    `own` is a dataclass with the command's own options, all with defaults.
+
+    Raises:
+        CommandError: an option is unknown or has an impossible value.
+        UserError: something in the file or in the combination is wrong.
     """
     import tyro
 
-    own = argparse.ArgumentParser(prog=prog, add_help=False, allow_abbrev=False)
-    own.add_argument("--config", metavar="FILE", help="the run's configuration, in YAML")
-    add_arguments(own)
-    wants_help = bool({"-h", "--help"} & set(argv))
-    known, overrides = own.parse_known_args([a for a in argv if a not in ("-h", "--help")])
-    if known.config is None and not wants_help:
+    from render.options import read_options, require_bounds
+
+    asks_help = bool({"-h", "--help"} & set(argv))
+    path = read_options(ConfigOption, [a for a in argv if a not in ("-h", "--help")], prog, rest=[]).config
+    if not path and not asks_help:
         raise UserError("--config is missing: name a YAML file, for example --config configs/tiny.yaml")
-    base = load_config(known.config) if known.config else Config()
-    usage = f"{description}\n\nAlso: {own.format_usage().removeprefix('usage: ').strip()} [any option below]"
-    if wants_help:
-        overrides = [*overrides, "--help"]
-    config = tyro.cli(Config, prog=prog, description=usage, args=overrides, default=base)
+    # A name of "" leaves the field's name out of the options: --rl.group-size, not --config.rl.group-size.
+    unnamed = tyro.conf.arg(name="")
+    both = dataclasses.make_dataclass(
+        "Command", [("own", Annotated[own, unnamed]), ("config", Annotated[Config, unnamed])]
+    )
+    found: Any = read_options(
+        both,
+        argv,
+        prog,
+        default=both(own(), load_config(path) if path else Config()),
+        description=description,
+    )
+    config = found.config
     if not config.run.dir:
-        run = dataclasses.replace(config.run, dir=str(Path("runs") / Path(known.config).stem))
-        config = dataclasses.replace(config, run=run)
+        config = dataclasses.replace(
+            config, run=dataclasses.replace(config.run, dir=str(Path("runs") / Path(path).stem))
+        )
     validate(config)
-    return config, known
+    return config, require_bounds(found.own)

@@ -19,7 +19,7 @@ import jax
 import numpy as np
 
 from memocr_jax.core.errors import UserError
-from render.errors import RenderError
+from render.errors import CommandError
 
 T = TypeVar("T")
 
@@ -119,7 +119,7 @@ def together(make: Callable[[], T]) -> T:
     failure, made = None, None
     try:
         made = make()
-    except (UserError, RenderError) as error:
+    except CommandError as error:
         failure = error
     if jax.process_count() > 1:
         failures = gather(None if failure is None else str(failure))

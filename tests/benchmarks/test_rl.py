@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import pytest
 
 from benchmarks import rl, rl_growth, rl_rollout
-from memocr_jax.core.errors import UserError
 from memocr_jax.models.config import Qwen25VLConfig, TextConfig, VisionConfig
+from render.errors import CommandError
 
 MODEL = Qwen25VLConfig(
     text=TextConfig(
@@ -78,5 +78,5 @@ def test_parts_are_merged_into_one_object(monkeypatch, capsys, tmp_path):
     assert set(result["seconds"]) == {"rollout", "train"} and result["machine"]["cores"] >= 1
     with pytest.raises(ValueError, match="two parts"):
         rl.merge({"a": 1}, {"a": 2})
-    with pytest.raises(UserError, match="--repeats is 0"):
+    with pytest.raises(CommandError, match="--repeats is 0"):
         rl.main(["--repeats", "0"])
