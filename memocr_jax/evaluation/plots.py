@@ -30,29 +30,21 @@ def by_budget(summary: Mapping[str, Any], metric: str) -> Figure | None:
     A method without a budget is a level line; shaded are the 95 % intervals.
     """
     table = paper_table(summary, metric)
-    budgets = sorted({budget for _, budget, _ in table.rows if budget is not None})
-    if not budgets:
+    if not table.budgets:
         return None
-    names = list(dict.fromkeys(name for name, _ in table.columns))
-    lengths = list(dict.fromkeys(length for _, length in table.columns))
-    figure, axes = _grid(len(names), len(lengths))
-    for i, name in enumerate(names):
-        for j, length in enumerate(lengths):
-            axis = axes[i][j]
+    figure, axes = _grid(len(table.names), len(table.lengths))
+    for row, name in zip(axes, table.names, strict=True):
+        for axis, length in zip(row, table.lengths, strict=True):
             if (name, length) not in table.columns:
                 axis.axis("off")
                 continue
-            column = table.columns.index((name, length))
-            for k, method in enumerate(dict.fromkeys(method for method, _, _ in table.rows)):
-                scores = {b: row[column] for m, b, row in table.rows if m == method and row[column]}
-                _line(axis, method, k, budgets, scores)
+            for k, method in enumerate(table.methods):
+                _line(axis, method, k, table.budgets, table.scores(method, name, length))
             axis.set_xscale("log", base=2)
-            axis.set_xticks(budgets, [str(budget) for budget in budgets])
+            axis.set_xticks(table.budgets, [str(budget) for budget in table.budgets])
             axis.minorticks_off()
             axis.set_title(f"{name}, {length}", fontsize=10, parse_math=False)
-            axis.set_xlabel("budget, tokens" if i == len(names) - 1 else "")
-            axis.set_ylabel(f"{METRIC_NAMES[metric]}, %" if j == 0 else "")
-    _legend(figure, axes)
+    _label(figure, axes, "budget, tokens", metric)
     return figure
 
 
@@ -60,35 +52,23 @@ def by_length(summary: Mapping[str, Any], metric: str) -> Figure | None:
     """Accuracy against the documents' length at the largest, a middle and the smallest budget; None when
     there is one length only."""
     table = paper_table(summary, metric)
-    names = list(dict.fromkeys(name for name, _ in table.columns))
-    names = [AVERAGE] if AVERAGE in names else names
-    lengths = list(dict.fromkeys(length for _, length in table.columns))
-    budgets = sorted({budget for _, budget, _ in table.rows if budget is not None}, reverse=True)
+    names = [AVERAGE] if AVERAGE in table.names else table.names
+    lengths, budgets = table.lengths, table.budgets[::-1]
     if len(lengths) < 2:
         return None
     chosen = list(dict.fromkeys([*budgets[:1], *budgets[len(budgets) // 2 :][:1], *budgets[-1:]])) or [None]
     figure, axes = _grid(len(names), len(chosen))
-    for i, name in enumerate(names):
-        for j, budget in enumerate(chosen):
-            axis = axes[i][j]
-            for k, method in enumerate(dict.fromkeys(method for method, _, _ in table.rows)):
-                scores = {}
-                for m, b, row in table.rows:
-                    if m == method and b in (budget, None):
-                        by_column = dict(zip(table.columns, row, strict=True))
-                        scores = {
-                            x: by_column[name, length]
-                            for x, length in enumerate(lengths)
-                            if by_column.get((name, length))
-                        }
-                _line(axis, method, k, list(range(len(lengths))), scores)
+    for row, name in zip(axes, names, strict=True):
+        for axis, budget in zip(row, chosen, strict=True):
+            for k, method in enumerate(table.methods):
+                found = [table.scores(method, name, length) for length in lengths]
+                scores = {x: s.get(budget, s.get(None)) for x, s in enumerate(found)}
+                _line(axis, method, k, range(len(lengths)), {x: s for x, s in scores.items() if s})
             axis.set_xticks(range(len(lengths)), lengths, parse_math=False)
             axis.set_xlim(-0.2, len(lengths) - 0.8)
             title = f"{name}, " + ("no budget" if budget is None else f"budget {budget}")
             axis.set_title(title, fontsize=10, parse_math=False)
-            axis.set_xlabel("document length" if i == len(names) - 1 else "")
-            axis.set_ylabel(f"{METRIC_NAMES[metric]}, %" if j == 0 else "")
-    _legend(figure, axes)
+    _label(figure, axes, "document length", metric)
     return figure
 
 
@@ -158,7 +138,12 @@ def _line(axis: Axes, method: str, place: int, xs: Sequence[int], scores: Mappin
         axis.fill_between(known, low, high, color=colour, alpha=0.13, linewidth=0)
 
 
-def _legend(figure: Figure, axes: Any) -> None:
+def _label(figure: Figure, axes: Any, xlabel: str, metric: str) -> None:
+    """Name the outer axes, and the lines of all panels once."""
+    for axis in axes[-1]:
+        axis.set_xlabel(xlabel)
+    for axis in axes[:, 0]:
+        axis.set_ylabel(f"{METRIC_NAMES[metric]}, %")
     handles = {}
     for axis in axes.flat:
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):

@@ -36,6 +36,30 @@ class Table:
     notes: tuple[tuple[str, tuple[str, ...]], ...]
     """Further rows: a name, and a text for each column."""
 
+    @property
+    def methods(self) -> list[str]:
+        return list(dict.fromkeys(method for method, _, _ in self.rows))
+
+    @property
+    def budgets(self) -> list[int]:
+        """All budgets, rising."""
+        return sorted({budget for _, budget, _ in self.rows if budget is not None})
+
+    @property
+    def names(self) -> list[str]:
+        return list(dict.fromkeys(name for name, _ in self.columns))
+
+    @property
+    def lengths(self) -> list[str]:
+        return list(dict.fromkeys(length for _, length in self.columns))
+
+    def scores(self, method: str, name: str, length: str) -> dict[int | None, Score]:
+        """A method's scores in one column, by budget; empty where there is no such column."""
+        if (name, length) not in self.columns:
+            return {}
+        column = self.columns.index((name, length))
+        return {budget: row[column] for m, budget, row in self.rows if m == method and row[column]}
+
 
 def paper_table(summary: Mapping[str, Any], metric: str) -> Table:
     """The table of one metric of `METRICS`; averages are there when a length has several data sets."""
@@ -81,7 +105,7 @@ def markdown(summary: Mapping[str, Any]) -> str:
         parts += _md_table(head, table, _with_drop)
         if any(score and score["low"] is not None for _, _, row in table.rows for score in row):
             parts += ["", f"### {METRIC_NAMES[metric]}, %, 95 % interval", ""]
-            parts += _md_table(head, dataclasses.replace(table, notes=()), _interval)
+            parts += _md_table(head, dataclasses.replace(table, notes=()), interval)
         parts.append("")
     parts += ["In brackets: change against the method's largest budget.", ""]
     return "\n".join(parts)
@@ -165,7 +189,7 @@ def console_table(summary: Mapping[str, Any], metric: str = "em") -> rich.table.
     for name, length in table.columns:
         shown.add_column(f"{name}\n{length}", justify="right", overflow="fold")
     for method, budget, row in table.rows:
-        cells = (_mean(score) + ("" if narrow else f"  {_interval(score)}") for score in row)
+        cells = (_mean(score) + ("" if narrow else f"  {interval(score)}") for score in row)
         shown.add_row(method, _budget(budget), *(cell.strip() for cell in cells))
     for name, texts in table.notes:
         shown.add_row(name, "", *texts, style="dim")
@@ -177,6 +201,7 @@ def _budget(budget: int | None, none: str = "–") -> str:
 
 
 def percent(value: float | None) -> str:
+    """A share in per cent, with one decimal and without the sign."""
     return "–" if value is None else f"{100 * value:.1f}"
 
 
@@ -190,7 +215,8 @@ def _with_drop(score: Score | None) -> str:
     return f"{_mean(score)} ({change(score['drop'])} %)"
 
 
-def _interval(score: Score | None) -> str:
+def interval(score: Score | None) -> str:
+    """A score's 95 % interval in per cent, or nothing."""
     if score is None or score["low"] is None:
         return ""
     return f"{percent(score['low'])}–{percent(score['high'])}"

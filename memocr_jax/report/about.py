@@ -11,6 +11,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from render.files import write_atomically
+
 PACKAGES = ("memocr_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "playwright")
 
 
@@ -51,5 +53,5 @@ def write_about(run_dir: Path, *, model_parameters: int, **extra: Any) -> Path:
         **extra,
     }
     path = Path(run_dir) / "about.json"
-    path.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+    write_atomically(path, json.dumps(about, indent=1) + "\n")
     return path

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from markupsafe import Markup
 
@@ -151,17 +151,3 @@ def _inline(text: str) -> Markup:
     text = re.sub(r' id="[a-zA-Z0-9.]+_\d+"| font-family: [^;]*;| transform="rotate\(-0[^"]*"', "", text)
     text = re.sub(r"\n\s*", "\n", text)
     return Markup(re.sub("|".join(NAMES), lambda found: NAMES[found[0]], text))
-
-
-def method_legend(
-    scores: Mapping[str, Mapping[int | None, float]], colours: Mapping[str, int]
-) -> list[tuple[int | None, str, str]]:
-    """For each method what it reaches at its largest and at its smallest budget."""
-    legend = []
-    for method, by_budget in scores.items():
-        most, *_, least = [*by_budget, *by_budget]
-        text = percent(by_budget[most]) + ("" if most is None else f" at {most:,}")
-        if least != most:
-            text += f", {percent(by_budget[least])} at {least:,}"
-        legend.append((colours[method], method, text))
-    return legend

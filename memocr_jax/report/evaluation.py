@@ -7,12 +7,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from memocr_jax.config import EvalConfig
 from memocr_jax.evaluation.journal import PAGES, Place
 from memocr_jax.evaluation.plots import method_colour
 from memocr_jax.evaluation.summary import READ
-from memocr_jax.evaluation.tables import AVERAGE, Score, Table, paper_table
-from memocr_jax.report.charts import Chart, Line, line_chart, method_legend
+from memocr_jax.evaluation.tables import AVERAGE, Table, interval, paper_table
+from memocr_jax.evaluation.tables import percent as per_cent
+from memocr_jax.report.charts import Chart, Line, line_chart
 from memocr_jax.report.page import render_page
 from memocr_jax.report.pictures import Picture, Pictures
 from memocr_jax.report.values import percent
@@ -93,17 +96,13 @@ def read_scores(summary: Mapping[str, Any]) -> Scores:
         _sentence(summary, table),
         _charts(table),
         table.columns,
-        [(method, _budget(budget), list(map(_cell, row))) for method, budget, row in table.rows],
+        [
+            (method, _budget(budget), [(f"{per_cent(s['mean'])} %" if s else "–", interval(s)) for s in row])
+            for method, budget, row in table.rows
+        ],
         table.notes,
         folded,
     )
-
-
-def _cell(score: Score | None) -> tuple[str, str]:
-    if score is None:
-        return "–", ""
-    interval = "" if score["low"] is None else f"{100 * score['low']:.1f} to {100 * score['high']:.1f}"
-    return f"{100 * score['mean']:.1f} %", interval
 
 
 def write_evaluation(
@@ -213,54 +212,46 @@ def _outcome(result: Mapping[str, Any]) -> str:
 
 def _sentence(summary: Mapping[str, Any], table: Table) -> str:
     """What the first method reaches at its largest and smallest budget, mean over the sets."""
-    method = table.rows[0][0]
-    means = {}
-    for name, budget, row in table.rows:
-        own = [
-            score["mean"]
-            for (column, _), score in zip(table.columns, row, strict=True)
-            if score and column != AVERAGE
-        ]
-        if name == method and own:
-            means[budget] = sum(own) / len(own)
-    most, *_, least = [*means, *means]
-    told = f"With {method}, {percent(means[most])} of {summary['questions']:,} questions are answered right"
-    if most is not None:
-        told += f" at {most:,} tokens"
-    if least != most:
-        told += f", and {percent(means[least])} at {least:,}"
+    method = table.methods[0]
+    by_set = [table.scores(method, name, length) for name, length in table.columns if name != AVERAGE]
+    budgets = [budget for m, budget, _ in table.rows if m == method]
+    most, least = (
+        percent(float(np.mean([scores[budget]["mean"] for scores in by_set if budget in scores])))
+        for budget in (budgets[0], budgets[-1])
+    )
+    told = f"With {method}, {most} of {summary['questions']:,} questions are answered right"
+    if budgets[0] is not None:
+        told += f" at {budgets[0]:,} tokens"
+    if len(budgets) > 1:
+        told += f", and {least} at {budgets[-1]:,}"
     return f"{told} (mean of the sets)." if len(summary.get("sets", ())) > 1 else f"{told}."
 
 
 def _charts(table: Table) -> list[Chart]:
     """Right answers against budget for each length, averaged over its data sets; a line for each method."""
-    budgets = sorted({budget for _, budget, _ in table.rows if budget})
-    methods = list(dict.fromkeys(method for method, _, _ in table.rows))
-    names = {name for name, _ in table.columns}
+    averaged = {length for name, length in table.columns if name == AVERAGE}
     charts = []
-    for column, (name, length) in enumerate(table.columns):
-        if not budgets or (name != AVERAGE and AVERAGE in names and (AVERAGE, length) in table.columns):
+    for name, length in table.columns:
+        if not table.budgets or (name != AVERAGE and length in averaged):
             continue
-        scores = {
-            method: {b: row[column]["mean"] for m, b, row in table.rows if m == method and row[column]}
-            for method in methods
-        }
-        scores = {method: by_budget for method, by_budget in scores.items() if by_budget}
-        colours = {method: method_colour(method, i) for i, method in enumerate(methods)}
+        lines, legend = [], []
+        for i, method in enumerate(table.methods):
+            if scores := {b: score["mean"] for b, score in table.scores(method, name, length).items()}:
+                # A method without a budget is a level line.
+                values = [scores.get(budget, scores.get(None)) for budget in table.budgets]
+                lines.append(Line(method, values, method_colour(method, i)))
+                reached = [percent(s) + ("" if b is None else f" at {b:,}") for b, s in scores.items()]
+                legend.append((lines[-1].colour, method, ", ".join(dict.fromkeys([reached[0], reached[-1]]))))
         chart = line_chart(
             f"{name}, {length}",
-            budgets,
-            # A method without a budget is a level line.
-            [
-                Line(method, [by.get(budget, by.get(None)) for budget in budgets], colours[method])
-                for method, by in scores.items()
-            ],
+            table.budgets,
+            lines,
             note="share of right answers, by budget in tokens",
             share=True,
             low=0,
             high=1,
             doubling=True,
-            legend=method_legend(scores, colours),
+            legend=legend,
         )
         if chart:
             charts.append(chart)

@@ -322,7 +322,7 @@ def test_evaluation(new_run):
     )
     assert '<a href="evaluation/report.html">' in html
     assert "2 not read or not scored" in html and "q7: CRASHED\nq9: &lt;b&gt;" in html
-    assert "<td>512</td>" in html and "<b>75.0 %</b><small>65.0 to 85.0</small>" in html
+    assert "<td>512</td>" in html and "<b>75.0 %</b><small>65.0–85.0</small>" in html
     assert "raw history <b>50 %</b>" in html, "a method without a budget is a level line"
 
 
