@@ -16,6 +16,7 @@ from memocr_jax.plan.compiled import compile_program
 from memocr_jax.plan.programs import PlannedRun, State
 from memocr_jax.plan.roofline import Program
 from memocr_jax.plan.turns import loads_of
+from memocr_jax.rl.health import require_equal_shares
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,10 +83,10 @@ class Plan:
         return self.topology.devices * self.topology.chip.flops_s
 
     def as_dict(self) -> dict[str, Any]:
-        """The plan as data; infinite and unknown numbers are None."""
-        chip = self.topology.chip
+        """The plan as data."""
+        limit = self.topology.chip.hbm_bytes
         hours = self.step_s * self.steps * self.topology.devices / 3600
-        tree = {
+        return {
             "topology": str(self.topology),
             "devices": self.topology.devices,
             "processes": self.topology.processes,
@@ -93,8 +94,8 @@ class Plan:
             "assumptions": dataclasses.asdict(self.assumptions),
             "fits": self.fits,
             "hbm_bytes": self.hbm_bytes,
-            "hbm_limit_bytes": chip.hbm_bytes,
-            "hbm_free_share": 1 - self.hbm_bytes / chip.hbm_bytes,
+            "hbm_limit_bytes": limit if math.isfinite(limit) else None,
+            "hbm_free_share": 1 - self.hbm_bytes / limit,
             "state_bytes": dataclasses.asdict(self.state),
             "executables": {p.name: self._executable(p) for p in self.programs},
             "stages_s": self.stages_s,
@@ -106,7 +107,6 @@ class Plan:
             "device_hours": hours,
             "cost": hours * self.assumptions.price if self.assumptions.price else None,
         }
-        return _finite(tree)
 
     def _executable(self, p: Program) -> dict[str, Any]:
         facts = dataclasses.asdict(p.facts)
@@ -147,7 +147,8 @@ def make_plan(
     Raises:
         UserError: the mesh does not fit the topology, or a cache holds not even one group.
     """
-    _require_divisible(config, topology)
+    _require_whole_rows(config, topology)
+    require_equal_shares(config, topology.processes)
     run = PlannedRun(config, model, topology, *map(list, devices))
     loads = loads_of(run.agent, config, topology.processes, assumptions.chunks, assumptions.fill)
     programs = run.programs(loads)
@@ -189,30 +190,10 @@ def _stages(
     return stages
 
 
-def _require_divisible(config: Config, topology: Topology) -> None:
+def _require_whole_rows(config: Config, topology: Topology) -> None:
     own = topology.per_process - config.engine.devices
     if own % config.mesh.tensor:
         raise UserError(
             f"mesh.tensor is {config.mesh.tensor}, which does not divide the {own} devices that train of a "
             f"process of {topology}: a row of a batch would lie on several; choose a divisor"
         )
-    for name, value in {
-        "rl.minibatch_questions": config.rl.minibatch_questions,
-        "train.micro_batch_rows": config.train.micro_batch_rows,
-    }.items():
-        if value % topology.processes:
-            raise UserError(
-                f"{name} is {value}, which does not divide over the {topology.processes} processes of "
-                f"{topology} (one for each host); the nearest that does is "
-                f"{max(1, round(value / topology.processes)) * topology.processes}"
-            )
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _finite(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(v) for v in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

@@ -16,16 +16,16 @@ from memocr_jax.rl.pack import MiniBatch, save_minibatch
 from memocr_jax.rl.update import Update
 
 
-def require_equal_shares(config: Config) -> None:
+def require_equal_shares(config: Config, processes: int) -> None:
     """Raise UserError unless mini-batches and micro-batches divide over the processes."""
     for name, value in {
         "rl.minibatch_questions": config.rl.minibatch_questions,
         "train.micro_batch_rows": config.train.micro_batch_rows,
     }.items():
-        if value % jax.process_count():
+        if value % processes:
             raise UserError(
-                f"{name} is {value}, which does not divide over {jax.process_count()} processes; the nearest "
-                f"that does is {max(1, round(value / jax.process_count())) * jax.process_count()}"
+                f"{name} is {value}, which does not divide over {processes} processes; the nearest that does "
+                f"is {max(1, round(value / processes)) * processes}"
             )
 
 

@@ -120,7 +120,7 @@ def open_run(config: Config) -> Iterator[Run]:
     use_compilation_cache(config.run.compiled_dir)
     system = together(lambda: build_system(config))
     examples = together(lambda: load_examples(config.data, system.tokenizer, "train"))
-    together(lambda: health.require_equal_shares(config))
+    together(lambda: health.require_equal_shares(config, jax.process_count()))
     health.require_alike(config, examples)
     order = QuestionOrder(len(examples), config.rl.questions_per_step, config.run.seed)
     stopwatch = Stopwatch()
