@@ -10,11 +10,16 @@ from typing import Any
 
 __all__ = ["MemoryAgent", "from_pretrained", "generate", "logits"]
 
-_MODULES = {"MemoryAgent": "memocr_jax.agent.memory_agent"}
+_MODULES = {
+    "MemoryAgent": "memocr_jax.agent.memory_agent",
+    "from_pretrained": "memocr_jax.agent.open",
+    "generate": "memocr_jax.engine.api",
+    "logits": "memocr_jax.engine.api",
+}
 
 
 def __getattr__(name: str) -> Any:
     """The public functions, loaded at first use: `import memocr_jax` imports no JAX."""
-    if name in __all__:
-        return getattr(importlib.import_module(_MODULES.get(name, "memocr_jax.engine.api")), name)
+    if name in _MODULES:
+        return getattr(importlib.import_module(_MODULES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 from memocr_jax.core.errors import UserError, nearest, run_command
 
 if TYPE_CHECKING:
-    from memocr_jax.agent.memory_agent import MemoryAgent, Progress
+    from memocr_jax.agent.document import Progress
+    from memocr_jax.agent.memory_agent import MemoryAgent
 
 HTML = (".html", ".htm", ".xhtml")
 
@@ -26,7 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments, settings = _parse(sys.argv[1:] if argv is None else argv)
     texts = [read_document_file(name) for name in arguments.document]
 
-    from memocr_jax.agent.memory_agent import Document, MemoryAgent
+    from memocr_jax.agent.document import Document
+    from memocr_jax.agent.memory_agent import MemoryAgent
 
     if arguments.memory:
         Document.load(arguments.memory)  # what is wrong with it is said before the model is loaded

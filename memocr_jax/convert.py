@@ -24,10 +24,8 @@ import numpy as np
 
 from memocr_jax.config import Config, MeshConfig, ModelConfig, TokenizerConfig, load_config
 from memocr_jax.core.errors import UserError, run_command
-from memocr_jax.models.config import Qwen25VLConfig
 from memocr_jax.models.hf_files import complete_directory, resolve, write_side_files
-from memocr_jax.models.safetensors_dir import SHARD_BYTES, TensorFiles
-from memocr_jax.runs.run_place import require_local
+from memocr_jax.models.safetensors_dir import SHARD_BYTES
 
 CACHE_BYTES = 2 * 10**9
 """Decoded chunks of a checkpoint that are kept, so that a chunk over several layers is decoded once."""
@@ -59,15 +57,14 @@ def export_run(
     Raises:
         UserError: no such checkpoint, `target` exists, the disk is full, no tokenizer.
     """
-    from memocr_jax.agent.memory_agent import run_habits, save_habits
+    from memocr_jax.agent.open import find_run, run_habits, save_habits
     from memocr_jax.models.hf_weights import save_entries, table
     from memocr_jax.models.qwen25_vl import abstract_model
     from memocr_jax.models.tokenizer import SMALL_TOKENIZER
 
-    config, items, meta = _checkpoint(run_dir, step)
-    step = meta.step
-    model = Qwen25VLConfig.from_dict(meta.model, f"checkpoint {step} of {run_dir}")
-    habits = run_habits(config, meta)
+    found = find_run(run_dir, step)
+    config = found.config
+    habits = run_habits(config, found.meta)
     source = Path(config.model.path)
     source = source if source.is_dir() else source.parent
     tokenizer_dir = Path(tokenizer or config.tokenizer.path or SMALL_TOKENIZER)
@@ -75,15 +72,15 @@ def export_run(
         raise UserError(f"{tokenizer_dir} holds no tokenizer.json; name the tokenizer with --tokenizer DIR")
     template = json.loads((SMALL_TOKENIZER / "tokenizer_config.json").read_text())["chat_template"]
     file_dtype = np.dtype(dtype or config.model.dtype)
-    _, abstract = abstract_model(model)
+    _, abstract = abstract_model(found.model)
     with complete_directory(target) as partial:
         write_side_files(
-            partial, model, file_dtype, source=source, tokenizer=tokenizer_dir, chat_template=template
+            partial, found.model, file_dtype, source=source, tokenizer=tokenizer_dir, chat_template=template
         )
         save_habits(partial, habits)
-        fetch = _checkpoint_reader(items / "params")
+        fetch = _checkpoint_reader(found.items / "params")
         save_entries(table(abstract), fetch, partial, file_dtype, shard_bytes=shard_bytes, report=report)
-    return step
+    return found.meta.step
 
 
 def export_adapters(
@@ -105,43 +102,24 @@ def export_adapters(
     """
     import jax
 
-    from memocr_jax.core.sharding import abstract_like, make_mesh, param_shardings
+    from memocr_jax.agent.open import find_run
+    from memocr_jax.core.sharding import make_mesh
     from memocr_jax.models.lora import adapted, save_peft
     from memocr_jax.models.qwen25_vl import abstract_model
-    from memocr_jax.runs.checkpoint import Checkpoints
 
-    config, _, meta = _checkpoint(run_dir, step)
+    found = find_run(run_dir, step)
+    config = found.config
     if config.train.trainable != "lora":
         raise UserError(
             f"--from {run_dir}: it trained with train.trainable {config.train.trainable}, so it has no "
             "adapters; leave --adapters out"
         )
-    model = Qwen25VLConfig.from_dict(meta.model, f"checkpoint {meta.step} of {run_dir}")
-    _, adapters = adapted(*abstract_model(model), config.lora)
+    _, abstract = adapted(*abstract_model(found.model), config.lora)
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
-    with complete_directory(target) as partial, Checkpoints(run_dir, read_only=True) as checkpoints:
-        target_tree = abstract_like(adapters, param_shardings(adapters, mesh))
-        adapters = checkpoints.restore(meta.step, adapters=target_tree)["adapters"]
+    with complete_directory(target) as partial:
+        adapters = found.load(abstract, mesh, "adapters")
         save_peft(partial, adapters, config.lora, config.model.path, np.dtype(dtype))
-    return meta.step
-
-
-def _checkpoint(run_dir: str | Path, step: int | None) -> tuple[Config, Path, Any]:
-    """Configuration of a run, directory and meta of its checkpoint of `step` (None: the newest)."""
-    from memocr_jax.runs.checkpoint import Checkpoints
-
-    require_local(run_dir, "--from")
-    config_file = Path(run_dir) / "config.yaml"
-    if not config_file.is_file():
-        raise UserError(f"--from {run_dir}: not the directory of a run (it has no config.yaml)")
-    with Checkpoints(run_dir, read_only=True) as checkpoints:
-        step = checkpoints.latest() if step is None else step
-        if step is None:
-            raise UserError(f"--from {run_dir}: it has no complete checkpoint yet")
-        items = checkpoints.directory / str(step)
-        if not items.is_dir():
-            raise UserError(f"--from {run_dir}: it has no checkpoint of step {step}")
-        return load_config(config_file), items, checkpoints.meta(step)
+    return found.meta.step
 
 
 def import_run(
@@ -164,16 +142,15 @@ def import_run(
     """
     import jax
 
+    from memocr_jax.agent.open import find_hf
     from memocr_jax.core.sharding import make_mesh
-    from memocr_jax.models.hf_weights import load_params
+    from memocr_jax.models.qwen25_vl import abstract_model
     from memocr_jax.rl.resume import save_run
 
-    source = resolve(path_or_id, revision).absolute()
-    model = Qwen25VLConfig.from_file(source)
+    found = find_hf(path_or_id, revision)
+    source = found.directory.absolute()
     if config is None:
-        with TensorFiles(source) as files:
-            dtype = files.info(files.names()[0]).dtype.name
-        config = Config(model=ModelConfig(dtype="float32" if dtype == "float32" else "bfloat16"))
+        config = Config(model=ModelConfig(dtype=found.compute_dtype))
     tokenizer = str(source) if (source / "tokenizer.json").is_file() else config.tokenizer.path
     config = dataclasses.replace(
         config,
@@ -183,8 +160,9 @@ def import_run(
     )
     devices = config.mesh.data * config.mesh.fsdp * config.mesh.tensor
     mesh = make_mesh(config.mesh, jax.devices()[:devices])
+    _, abstract = abstract_model(found.model, param_dtype=config.param_dtype)
     with complete_directory(run_dir) as partial:
-        save_run(partial, config, model, load_params(source, model, mesh, config.param_dtype, report))
+        save_run(partial, config, found.model, found.load(abstract, mesh, report=report))
 
 
 def _checkpoint_reader(directory: Path) -> Callable[[Any], np.ndarray]:

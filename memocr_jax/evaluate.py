@@ -24,6 +24,7 @@ from render.settings import RenderSettings
 if TYPE_CHECKING:
     from flax import nnx
 
+    from memocr_jax.agent.open import Source
     from memocr_jax.agent.system import System
     from memocr_jax.data.loader import Examples
 
@@ -222,51 +223,49 @@ class Weights:
     """Which weights are evaluated: a checkpoint's, or those that the configuration names."""
 
     def __init__(self, config: Config, checkpoint: str | None, step: int | None):
-        from memocr_jax.runs.checkpoint import open_checkpoint
+        from memocr_jax.agent.open import find_run
 
-        self.config, self.checkpoint, self.step, self._meta = config, checkpoint, None, None
         self.name = checkpoint or config.model.path
-        if checkpoint is not None:
-            with open_checkpoint(checkpoint, step) as (checkpoints, self.step):
-                self._meta = checkpoints.meta(self.step)
-            self.config = _with_theme(config, checkpoint, self._meta.theme_css)
+        self.source = None if checkpoint is None else find_run(checkpoint, step)
+        self.config = config if self.source is None else _with_theme(config, self.source)
+
+    @property
+    def step(self) -> int | None:
+        """The checkpoint's step; None without a checkpoint."""
+        return None if self.source is None else self.source.meta.step
 
     def require_same_model(self, system: System) -> None:
         from memocr_jax.runs.checkpoint import require_same_model
 
-        if self._meta is not None:
-            require_same_model(self._meta, system.model, self.checkpoint)
+        if self.source is not None:
+            require_same_model(self.source.meta, system.model, self.name)
 
     def identity(self) -> dict[str, Any]:
         """What tells these weights from others, as far as is known without reading them."""
-        if self.checkpoint is None:
+        if self.source is None:
             return {"weights": f"{self.config.model.path} ({self.config.model.init})"}
-        path = Path(self.checkpoint) / "checkpoints" / str(self.step) / "_CHECKPOINT_METADATA"
+        path = self.source.items / "_CHECKPOINT_METADATA"
         saved = hashlib.sha256(path.read_bytes()).hexdigest()[:16] if path.is_file() else ""
         return {"checkpoint step": self.step, "checkpoint saved": saved}
 
     def load(self, system: System) -> nnx.State:
-        from memocr_jax.core.sharding import abstract_like, param_shardings
-        from memocr_jax.runs.checkpoint import open_checkpoint
-
-        if self.checkpoint is None:
+        if self.source is None:
             return system.initial_params()
-        with open_checkpoint(self.checkpoint, self.step) as (checkpoints, step):
-            shardings = param_shardings(system.abstract_params, system.mesh)
-            target = abstract_like(system.abstract_params, shardings)
-            return checkpoints.restore(step, params=target)["params"]
+        return self.source.load(system.abstract_params, system.mesh)
 
 
-def _with_theme(config: Config, run_dir: str, theme_css: str) -> Config:
+def _with_theme(config: Config, source: Source) -> Config:
     """Pages are drawn as the checkpoint was trained on, unless another theme is named than its run's."""
     import yaml
 
-    # As it is, not through `load_config`: a run of another version may have fields that are unknown here.
-    render = (yaml.safe_load((Path(run_dir) / "config.yaml").read_text("utf-8")) or {}).get("render") or {}
-    trained = render.get("theme", RenderSettings.theme)
-    if not theme_css or config.render.theme_css or config.render.theme != trained:
+    from memocr_jax.runs.checkpoint import theme_of
+
+    # As it is, not `source.config`: a run of another version may have fields that are unknown here.
+    text = (source.directory / "config.yaml").read_text("utf-8")
+    render = (yaml.safe_load(text) or {}).get("render") or {}
+    if config.render.theme_css or config.render.theme != render.get("theme", RenderSettings.theme):
         return config
-    return dataclasses.replace(config, render=dataclasses.replace(config.render, theme_css=theme_css))
+    return dataclasses.replace(config, render=theme_of(source.meta, config.render))
 
 
 def _fingerprint(config: Config, weights: dict[str, Any]) -> dict[str, Any]:

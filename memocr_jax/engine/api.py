@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -14,55 +12,21 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int32
 
-from memocr_jax.config import MeshConfig, SamplingConfig
+from memocr_jax.config import SamplingConfig
 from memocr_jax.core.buckets import bucket
 from memocr_jax.core.errors import UserError
 from memocr_jax.core.rng import row_key
-from memocr_jax.core.sharding import batch_shards, make_mesh
+from memocr_jax.core.sharding import batch_shards
 from memocr_jax.core.types import VisionBatch
 from memocr_jax.engine.sampling import sample_tokens
 from memocr_jax.models.cache import cache_from_packed, per_layer
 from memocr_jax.models.config import Qwen25VLConfig
-from memocr_jax.models.hf_files import GENERATION_FILE, resolve
-from memocr_jax.models.hf_weights import load_params
 from memocr_jax.models.images import num_windows, pack_patches
-from memocr_jax.models.processor import Processor, read_json
-from memocr_jax.models.qwen25_vl import Qwen25VL, abstract_model
+from memocr_jax.models.qwen25_vl import Qwen25VL
 from memocr_jax.models.rope import mrope_positions
 
 LENGTH_MULTIPLE = 64
 """Rows are padded to a few lengths, the smallest being this, so that few executables are compiled."""
-
-
-def from_pretrained(
-    path_or_id: str | Path,
-    *,
-    revision: str | None = None,
-    dtype: Any = "bfloat16",
-    mesh: Mesh | None = None,
-    **options: Any,
-) -> tuple[Qwen25VL, Processor]:
-    """Load a Qwen2.5-VL checkpoint (3B, 7B, 32B, 72B, MemOCR-7B) and its processor.
-
-    Args:
-        path_or_id: a directory, or a hub id with its `revision`.
-        dtype: type of parameters and activations, "bfloat16" or "float32".
-        mesh: devices the model is spread over (`sharding.make_mesh`), default the first device.
-        options: further arguments of `Qwen25VL`, such as `remat`.
-
-    Raises:
-        UserError: not found, another architecture, or a checkpoint that does not fit its config.json.
-    """
-    directory = resolve(path_or_id, revision)
-    config = Qwen25VLConfig.from_file(directory)
-    eos = read_json(directory / GENERATION_FILE).get("eos_token_id")
-    if eos is not None:
-        config = dataclasses.replace(config, eos_token_id=tuple(eos) if isinstance(eos, list) else eos)
-    mesh = mesh or make_mesh(MeshConfig(), jax.devices()[:1])
-    dtype = jnp.dtype(dtype)
-    graphdef, _ = abstract_model(config, dtype=dtype, param_dtype=dtype, mesh=mesh, **options)
-    model = nnx.merge(graphdef, load_params(directory, config, mesh, dtype))
-    return model, Processor(directory, config)
 
 
 def logits(
@@ -76,7 +40,7 @@ def logits(
     """Logits of every position, float32. Those at padding mean nothing.
 
     Args:
-        model: from `from_pretrained`.
+        model: from `memocr_jax.from_pretrained`.
         input_ids, attention_mask: [B, L]; padding (mask 0) may be anywhere.
         pixel_values: [N, features]; image_grid_thw: [images, 3], as the processor returns them.
         ignored: `mm_token_type_ids`, which the ids say already; a video raises UserError.

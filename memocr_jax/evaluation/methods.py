@@ -44,7 +44,7 @@ QUESTION_TOKENS = 512
 
 
 @dataclasses.dataclass(frozen=True)
-class Answer:
+class MethodAnswer:
     """What was answered to one question by one method at one budget."""
 
     sample: int
@@ -66,7 +66,7 @@ class Answered:
     """A question with everything that was answered, and what it was answered from."""
 
     example: QaExample
-    answers: tuple[Answer, ...]
+    answers: tuple[MethodAnswer, ...]
     """By sample, then method, then budget, in the order of the settings."""
     memories: tuple[str, ...]
     """The memory of each sample; empty when no method needs one."""
@@ -210,7 +210,7 @@ class _Read:
     """One answer that is wanted, and what it is read from (nothing, when there is nothing to read)."""
 
     q: int
-    blank: Answer
+    blank: MethodAnswer
     """The answer without its text."""
     stream: str = ""
     """Names the random stream, by what is read and not by the budget."""
@@ -225,7 +225,9 @@ class _Read:
 
 def _page_reads(memory: Memory, example: QaExample, method: str, budgets: Sequence[int]) -> list[_Read]:
     page = memory.page
-    blank = functools.partial(Answer, memory.g, method, status=str(page.status), page_hash=page.content_hash)
+    blank = functools.partial(
+        MethodAnswer, memory.g, method, status=str(page.status), page_hash=page.content_hash
+    )
     if not memory.readable:
         return [_Read(memory.q, blank(budget)) for budget in budgets]
     asked = ((TurnKind.QA, example.question, example.answers),)
@@ -285,7 +287,7 @@ def _text_reads(agent: Agent, memory: Memory, example: QaExample, budgets: Seque
         status = PageStatus.TRUNCATED if tokens > budget else PageStatus.OK
         if not text.strip():
             status = PageStatus.EMPTY
-        answer = Answer(memory.g, "text memory", budget, str(status), shown_tokens=shown)
+        answer = MethodAnswer(memory.g, "text memory", budget, str(status), shown_tokens=shown)
         if status == PageStatus.EMPTY:
             reads.append(_Read(memory.q, answer))
         else:
@@ -325,7 +327,7 @@ def _document_reads(agent: Agent, q: int, example: QaExample, samples: int, long
     prompt = None
     if len(tokens):
         prompt = read_document_prompt(example.question, tokens, agent.templates)
-    answer = functools.partial(Answer, method="raw history", budget=None, status=str(status))
+    answer = functools.partial(MethodAnswer, method="raw history", budget=None, status=str(status))
     return [
         _Read(q, answer(sample=g, shown_tokens=len(tokens)), "raw history" if prompt else "", prompt=prompt)
         for g in range(samples)
@@ -382,7 +384,7 @@ def _prompt_group(agent: Agent, example_id: str, group: Sequence[_Read]) -> Prom
     )
 
 
-def _result(example: QaExample, answer: Answer, dataset: str, length: str) -> dict[str, Any]:
+def _result(example: QaExample, answer: MethodAnswer, dataset: str, length: str) -> dict[str, Any]:
     prediction = None if answer.text is None else boxed_answer(answer.text)
     return {
         "dataset": dataset,

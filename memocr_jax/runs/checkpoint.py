@@ -22,6 +22,7 @@ from memocr_jax.config import Config
 from memocr_jax.core.errors import UserError
 from memocr_jax.models.config import Qwen25VLConfig
 from memocr_jax.runs.run_place import CHECKPOINTS, is_remote, require_local
+from render.settings import RenderSettings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,6 +130,15 @@ def _preservation(keep: int, keep_best: int) -> Any:
     best = policies.BestN(n=keep_best, get_metric_fn=_score, keep_checkpoints_without_metrics=False)
     newest = policies.LatestN(n=keep)
     return policies.AnyPreservationPolicy([newest, best]) if keep_best else newest
+
+
+def theme_of(meta: Meta | None, render: RenderSettings) -> RenderSettings:
+    """Settings of the renderer with the theme that a checkpoint remembers, as its text.
+
+    They stay as they are where there is no checkpoint, or an old one, which remembers none.
+    """
+    remembers = meta is not None and bool(meta.theme_css)
+    return dataclasses.replace(render, theme_css=meta.theme_css) if remembers else render
 
 
 def require_same_model(meta: Meta, model: Qwen25VLConfig, run_dir: str | Path) -> None:

@@ -28,7 +28,8 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from pydantic import BaseModel, ConfigDict, Field
 
-from memocr_jax.agent.memory_agent import Answer, Document, OpenModel, ask_page, read_document, view
+from memocr_jax.agent.document import Document, PageAnswer, ask_page, read_document, view
+from memocr_jax.agent.open import OpenModel
 from memocr_jax.config import SamplingConfig
 from memocr_jax.core.errors import UserError
 from memocr_jax.models.images import ImageSettings
@@ -541,7 +542,7 @@ async def _ask(service: Service, request: Request) -> Response:
     budget = asked.budget_tokens or service.model.config.agent.budget_tokens
     sampling = service.sampling(asked.temperature, asked.top_p)
 
-    def work() -> Answer:
+    def work() -> PageAnswer:
         page = service.renderer.submit(document.text, mode=document.memory_format).result()
         return ask_page(service.agent(engine, asked.seed), None, page, [asked.question], budget, sampling)[0]
 

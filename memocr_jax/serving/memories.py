@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from memocr_jax.agent.memory_agent import Document
+from memocr_jax.agent.document import Document
 from memocr_jax.core.errors import UserError
 
 _ID = re.compile(r"mem_[0-9a-f]{24}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 
-from memocr_jax.agent.memory_agent import OpenModel
+from memocr_jax.agent.open import OpenModel
 from memocr_jax.core.buckets import bucket
 from memocr_jax.core.errors import UserError
 from memocr_jax.engine import PromptLimits

@@ -1,6 +1,5 @@
 """The memory agent for one's own use, and `python -m memocr_jax.ask`, on a tiny model with random weights."""
 
-import dataclasses
 import io
 import json
 import sys
@@ -12,13 +11,11 @@ from PIL import Image
 
 import memocr_jax
 from memocr_jax import ask
-from memocr_jax.agent import memory_agent
-from memocr_jax.agent.agent import Agent
-from memocr_jax.agent.memory_agent import Document, MemoryAgent, open_model, read_document, save_habits
-from memocr_jax.agent.prompts import DEFAULT_TEMPLATES
+from memocr_jax.agent import open as opening
+from memocr_jax.agent.document import Document
+from memocr_jax.agent.memory_agent import MemoryAgent
+from memocr_jax.agent.open import open_model, save_habits
 from memocr_jax.core.errors import UserError
-from memocr_jax.core.metrics import Stopwatch
-from memocr_jax.core.types import Completion, Stop
 from memocr_jax.models.tokenizer import load_tokenizer
 
 QUICK = {
@@ -34,7 +31,7 @@ TEXT = " ".join(f"Fact {i} is that the river number {i} is long." for i in range
 def one_engine():
     """All agents of these tests share an engine, which holds no weights: so its programs are traced once."""
     engines = {}
-    real = memory_agent.Engine
+    real = opening.Engine
 
     def shared(graphdef, model, mesh, config, eos_ids):
         key = (repr(config), repr(model))
@@ -43,7 +40,7 @@ def one_engine():
         return engines[key]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(memory_agent, "Engine", shared)
+        patch.setattr(opening, "Engine", shared)
         yield
 
 
@@ -134,33 +131,6 @@ def test_a_checkpoint_remembers_its_theme(tiny_run, tmp_path):
     assert (default[..., 0] == default[..., 1]).all(), "a theme that is asked for counts instead"
 
 
-class Recorder:
-    """An engine that answers with a number and keeps what it was asked."""
-
-    def __init__(self, tokenizer):
-        self.tokenizer, self.prompts = tokenizer, []
-
-    def generate(self, params, groups, max_new_tokens, sampling, progress=None):
-        self.prompts += [self.tokenizer.decode([*g.prefix, *g.suffixes[0]]) for g in groups]
-        tokens = np.array(self.tokenizer.encode(f"memory {len(self.prompts)}"), np.int32)
-        return [[Completion(tokens, np.zeros(len(tokens), np.float32), Stop.EOS)] for _ in groups]
-
-
-def test_what_the_model_is_told_while_it_reads(tiny_config):
-    tokenizer = load_tokenizer()
-    engine = Recorder(tokenizer)
-    agent = Agent(engine, tokenizer, None, tiny_config.agent, 0, Stopwatch())
-    document = read_document(agent, None, Document(), "one two three four", 2, tiny_config.sampling)
-    assert document.text == f"memory {document.chunks}" and document.chunks == len(engine.prompts) >= 2
-    assert DEFAULT_TEMPLATES.no_memory in engine.prompts[0] and "memory 1" in engine.prompts[1]
-    assert all(DEFAULT_TEMPLATES.any_question in prompt for prompt in engine.prompts)
-    asked = dataclasses.replace(document, question="Who wrote it?")
-    read_document(agent, None, asked, "five", 2, tiny_config.sampling)
-    following = engine.prompts[document.chunks]
-    assert "Question: Who wrote it?\n" in following and document.text in following
-    assert DEFAULT_TEMPLATES.any_question not in following
-
-
 def test_what_cannot_be_is_one_clear_line(agent, run_dir, tmp_path):
     with MemoryAgent(run_dir) as fresh, pytest.raises(UserError, match="nothing was read yet"):
         fresh.ask("Who?")
@@ -186,27 +156,6 @@ def test_what_cannot_be_is_one_clear_line(agent, run_dir, tmp_path):
             MemoryAgent(run_dir, **arguments)
     with pytest.raises(UserError, match="step 3 is for the directory of a run"):
         open_model(tmp_path, step=3)
-
-
-@pytest.mark.parametrize(
-    "content,message",
-    [
-        (None, "cannot be read"),
-        ("# a memory", "not JSON"),
-        ("[1]", "its kind is not"),
-        ('{"text": "x"}', "its kind is not"),
-        ('{"kind": "memocr memory 1", "words": 3}', "unknown field words"),
-        ('{"kind": "memocr memory 1", "chunks": "3"}', "chunks is '3', which is not a whole number"),
-    ],
-)
-def test_a_file_that_is_no_memory_is_named(tmp_path, content, message):
-    path = tmp_path / "memory.json"
-    if content is not None:
-        path.write_text(content)
-    with pytest.raises(UserError, match=f"memory.json: .*{message}"):
-        Document.load(path)
-    with pytest.raises(UserError, match="cannot be written"):
-        Document().save(tmp_path / "no" / "folder.json")
 
 
 def test_a_page_that_could_not_be_drawn_is_said(agent):

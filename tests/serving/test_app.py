@@ -16,7 +16,7 @@ import openai
 import pytest
 from PIL import Image
 
-from memocr_jax.agent.memory_agent import open_model
+from memocr_jax.agent.open import open_model
 from memocr_jax.serving import scheduler
 from memocr_jax.serving.app import ServerSettings, Service
 from memocr_jax.serving.chat import Limits

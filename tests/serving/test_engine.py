@@ -15,7 +15,8 @@ import numpy as np
 import openai
 import pytest
 
-from memocr_jax.agent.memory_agent import MemoryAgent, open_model
+from memocr_jax.agent.memory_agent import MemoryAgent
+from memocr_jax.agent.open import open_model
 from memocr_jax.config import SamplingConfig
 from memocr_jax.serve import main
 from memocr_jax.serving.app import ServerSettings
