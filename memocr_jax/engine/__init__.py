@@ -1,15 +1,20 @@
-"""The rollout engine: one prefix, K siblings. Token ids in, token ids out.
+"""The rollout engine: one prefix, K siblings. Token ids go in, token ids come out.
 
-| module | what |
+| module | what it holds |
 |---|---|
-| `prompts` | `PromptGroup`: what is asked; images as the model takes them |
-| `plan` | kinds of prompts, the sizes that programs are compiled for, what fits into memory |
+| `groups` | `PromptGroup`: what is asked |
+| `sizes` | kinds of prompts, the sizes that programs are compiled for, what fits into memory |
 | `pool` | what runs on the device: prefill, insert, decode, shrink |
-| `engine` | `Engine`: the loop that keeps the pool full |
+| `sampling` | drawing a token from logits |
+| `programs` | `Programs`: the functions of `pool`, compiled for a model on a mesh |
+| `features` | `ImageFeatures`: what the vision tower makes of the groups' images |
+| `run` | `Run`: one kind of prompts through one pool |
+| `engine` | `Engine`: sorts groups into kinds, and runs one kind after the other |
+| `api` | `logits` and `generate` over the arrays of a processor |
 """
 
 from memocr_jax.engine.engine import Engine
-from memocr_jax.engine.prompts import PromptGroup, image_grid, image_rows, most_windows
+from memocr_jax.engine.groups import PromptGroup
 from memocr_jax.engine.sizes import Fit, PromptLimits
 
-__all__ = ["Engine", "Fit", "PromptGroup", "PromptLimits", "image_grid", "image_rows", "most_windows"]
+__all__ = ["Engine", "Fit", "PromptGroup", "PromptLimits"]

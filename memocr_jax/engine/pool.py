@@ -11,12 +11,15 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int32, UInt32
 
+from memocr_jax.config import SamplingConfig
 from memocr_jax.core.types import RowLayout, VisionBatch
 from memocr_jax.engine.sampling import RowSampling, sample_tokens
 from memocr_jax.models.cache import DecodeCache, split_packed
+from memocr_jax.models.packing import PackedRows
 
 
 class Prompts(NamedTuple):
@@ -40,6 +43,33 @@ class Prompts(NamedTuple):
     """Place of each group in the pool; beyond its end for padding."""
     rows: Int32[Array, "n K"]
     """Row of each sibling in the pool; beyond its end for padding."""
+
+
+def empty_prompts(
+    size: int, siblings: int, prefix: int, suffix: int, pool: tuple[int, int]
+) -> tuple[Prompts, PackedRows]:
+    """Room for `size` groups as numpy arrays, all of it padding: to be filled in place.
+
+    The packed rows are the first four fields of the prompts, for `PackedRows.place_group`. `pool` is the
+    number of rows and groups of the pool that the prompts go to.
+    """
+    packed, each = PackedRows.empty(size, prefix + siblings * suffix), (size, siblings)
+    prompts = Prompts(
+        tokens=packed.tokens,
+        mrope_pos=packed.mrope_pos.transpose(1, 0, 2),
+        segments=packed.segments,
+        image_slots=packed.image_slots,
+        prefix_len=np.zeros(size, np.int32),
+        suffix_len=np.zeros(each, np.int32),
+        next_pos=np.zeros(each, np.int32),
+        keys=np.zeros((*each, 2), np.uint32),
+        sampling=RowSampling(*(np.broadcast_to(x, each).copy() for x in RowSampling.of(SamplingConfig()))),
+        limit=np.ones(each, np.int32),
+        # Past the pool's end, where nothing is written.
+        groups=np.full(size, pool[1], np.int32),
+        rows=np.full(each, pool[0], np.int32),
+    )
+    return prompts, packed
 
 
 class Prefilled(NamedTuple):
@@ -89,8 +119,12 @@ def empty_pool(
             return tuple(jnp.zeros(shape, dtype) for _ in range(layers))
         return jnp.zeros((layers, *shape), dtype)
 
-    i32 = lambda *shape: jnp.zeros(shape, jnp.int32)  # noqa: E731
-    f32 = lambda *shape: jnp.zeros(shape, jnp.float32)  # noqa: E731
+    def i32(*shape: int) -> Array:
+        return jnp.zeros(shape, jnp.int32)
+
+    def f32(*shape: int) -> Array:
+        return jnp.zeros(shape, jnp.float32)
+
     cache = DecodeCache(
         prefix_k=kv(groups, prefix, True),
         prefix_v=kv(groups, prefix, False),
@@ -152,7 +186,10 @@ def prefill(
     )
     ends = prefix_slots + jnp.arange(siblings) * suffix_slots + jnp.maximum(prompts.suffix_len, 1) - 1
     logits = model.head(jnp.take_along_axis(hidden, ends[:, :, None], axis=1))
-    flat = lambda x: x.reshape(count * siblings, *x.shape[2:])  # noqa: E731
+
+    def flat(x: Array) -> Array:
+        return x.reshape(count * siblings, *x.shape[2:])
+
     token, logp = sample_tokens(
         flat(logits), flat(prompts.keys), jnp.int32(0), jax.tree.map(flat, prompts.sampling), eos_ids
     )
@@ -165,7 +202,10 @@ def insert(
     """Put prefilled groups into their places of the pool."""
     siblings = prompts.suffix_len.shape[1]
     rows, groups = prompts.rows.reshape(-1), prompts.groups
-    flat = lambda x: x.reshape(rows.shape[0], *x.shape[2:])  # noqa: E731
+
+    def flat(x: Array) -> Array:
+        return x.reshape(rows.shape[0], *x.shape[2:])
+
     parts = {
         "k": split_packed(prefilled.k, prefix_slots, siblings, keys=True),
         "v": split_packed(prefilled.v, prefix_slots, siblings, keys=False),
@@ -180,7 +220,9 @@ def insert(
             return tuple(x.at[(at, *where)].set(new[i], mode="drop") for i, x in enumerate(layers))
         return layers.at[(slice(None), at, *where)].set(new, mode="drop")
 
-    into = lambda old, new: old.at[rows].set(flat(new), mode="drop")  # noqa: E731
+    def into(old: Array, new: Array) -> Array:
+        return old.at[rows].set(flat(new), mode="drop")
+
     cache = pool.cache.map_layers(put)
     cache = cache._replace(
         prefix_len=cache.prefix_len.at[groups].set(prompts.prefix_len, mode="drop"),

@@ -7,7 +7,7 @@ import math
 
 from memocr_jax.config import EngineConfig
 from memocr_jax.core.errors import UserError
-from memocr_jax.engine.prompts import PromptGroup
+from memocr_jax.engine.groups import PromptGroup
 from memocr_jax.models.config import Qwen25VLConfig
 
 GIB = 2**30
@@ -125,7 +125,9 @@ def plan(
     """
     siblings, capacity = limits.siblings, limits.suffix_tokens + limits.max_new_tokens
     row_length = limits.prefix_tokens + siblings * limits.suffix_tokens
-    up = lambda n: math.ceil(n / shards) * shards  # noqa: E731
+
+    def up(n: int) -> int:
+        return math.ceil(n / shards) * shards
 
     def shape(groups: int) -> tuple[int, int, int, float]:
         """Rows, resident groups, groups of a prefill, and the GiB that all of this takes."""
@@ -137,7 +139,10 @@ def plan(
         rows, resident = up(groups * siblings), up(resident)
         together = max(1, min(groups, config.prefill_tokens // row_length))
         together = up(1 << (together.bit_length() - 1))
-        slots = lambda rows: rows * capacity + min(rows, resident) * limits.prefix_tokens  # noqa: E731
+
+        def slots(rows: int) -> int:
+            return rows * capacity + min(rows, resident) * limits.prefix_tokens
+
         # Beside the pool there are, at times, a prefill's keys and values, twice (as computed, and as they go
         # into the pool), or the next smaller pool.
         smaller = sizes(rows, config.pool_sizes, 4, shards)[1:2]

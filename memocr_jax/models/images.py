@@ -7,6 +7,7 @@ per image, every attention window with all its slots, so that few executables se
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int32, UInt8
 
+from memocr_jax.core.buckets import bucket
 from memocr_jax.core.errors import UserError
 from memocr_jax.core.types import VisionBatch
 from memocr_jax.models.config import VisionConfig
@@ -112,10 +114,46 @@ def num_windows(height_px: int, width_px: int, config: VisionConfig) -> int:
     )
 
 
-def image_token_count(height_px: int, width_px: int, config: VisionConfig) -> int:
-    """Tokens that an image takes in the text."""
-    _check_sides(height_px, width_px, config)
-    return (height_px // config.token_px) * (width_px // config.token_px)
+def grid_tokens(grid: tuple[int, int], config: VisionConfig) -> int:
+    """Tokens that an image of (rows, columns) patches takes in the text."""
+    return grid[0] * grid[1] // config.merge_unit
+
+
+def image_grid(image: UInt8[np.ndarray, "H W 3"], config: VisionConfig) -> tuple[int, int]:
+    """(rows, columns) of an image in patches."""
+    return image.shape[0] // config.patch_size, image.shape[1] // config.patch_size
+
+
+def image_hash(image: UInt8[np.ndarray, "H W 3"]) -> bytes:
+    """The one identity of an image: equal for images of equal size and pixels.
+
+    A page is known by what it is drawn from (`MemoryPage.content_hash`), before it is drawn. A view of it is
+    known by its pixels, because that is all the model sees of it.
+    """
+    return hashlib.blake2b(np.ascontiguousarray(image), digest_size=16).digest() + repr(image.shape).encode()
+
+
+def most_windows(images: Sequence[np.ndarray | None], config: VisionConfig, multiple: int) -> int:
+    """The number of windows that a program for these images has; 0 when there are none."""
+    counts = [num_windows(*image.shape[:2], config) for image in images if image is not None]
+    return bucket(max(counts), multiple) if counts else 0
+
+
+def image_rows(
+    images: Sequence[np.ndarray | None], rows: int, windows: int, config: VisionConfig
+) -> tuple[VisionBatch | None, list[np.ndarray | None]]:
+    """One vision row of `windows` windows for each prompt row, and the feature indices of each image.
+
+    Returns (None, [None, ...]) when no row has an image. Raises ValueError when only some have: rows with and
+    without images run as different programs.
+    """
+    present = [image for image in images if image is not None]
+    if not present:
+        return None, [None] * len(images)
+    if len(present) != len(images):
+        raise ValueError("rows with and without an image cannot share a batch")
+    vision, slots = vision_batch(present, config, windows=windows, rows=rows)
+    return vision, list(slots)
 
 
 def vision_batch(

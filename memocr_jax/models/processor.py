@@ -14,7 +14,7 @@ import numpy as np
 
 from memocr_jax.core.errors import UserError
 from memocr_jax.models.config import Qwen25VLConfig
-from memocr_jax.models.images import ImageSettings, prepare_image, resize
+from memocr_jax.models.images import ImageSettings, grid_tokens, prepare_image, resize
 
 IMAGE_TOKEN = "<|image_pad|>"
 
@@ -101,7 +101,7 @@ class Processor:
 
     def _expand(self, texts: list[str], grids: list[tuple[int, int]]) -> list[str]:
         """Every placeholder repeated to the number of tokens of its image."""
-        counts = [rows * columns // self.config.vision.merge_unit for rows, columns in grids]
+        counts = [grid_tokens(grid, self.config.vision) for grid in grids]
         placeholders = sum(text.count(IMAGE_TOKEN) for text in texts)
         if placeholders != len(counts):
             raise UserError(

@@ -24,7 +24,6 @@ from memocr_jax.core.sharding import (
     param_shardings,
 )
 from memocr_jax.engine import Engine
-from memocr_jax.engine.lowering import lowered_programs
 from memocr_jax.models.config import Qwen25VLConfig
 from memocr_jax.models.flops import row_pairs
 from memocr_jax.models.qwen25_vl import abstract_model
@@ -142,7 +141,7 @@ class PlannedRun:
 
         @functools.cache
         def lowered() -> dict[str, Any]:
-            return lowered_programs(self.engine, self.sampler, limits)
+            return self.engine.lower(self.sampler, limits)
 
         def program(
             name: str, shape: str, runs: float, setting: str, estimate: Any, pairs: int = 0

@@ -21,9 +21,8 @@ from memocr_jax.core.buckets import batches, bucket
 from memocr_jax.core.processes import gather
 from memocr_jax.core.sharding import own_rows
 from memocr_jax.core.types import RowLayout, TrainBatch, Turn, VisionBatch
-from memocr_jax.engine import image_grid, image_rows, most_windows
 from memocr_jax.models.config import Qwen25VLConfig
-from memocr_jax.models.images import vision_batch
+from memocr_jax.models.images import image_grid, image_hash, image_rows, most_windows, vision_batch
 from memocr_jax.models.packing import PackedRows
 
 
@@ -154,15 +153,11 @@ def load_minibatch(path: str | Path) -> MiniBatch:
 
 
 def _prefix_groups(turns: Sequence[T]) -> list[list[T]]:
-    groups: dict[tuple[bytes, bytes, tuple[int, ...]], list[T]] = {}
+    groups: dict[tuple[bytes, bytes], list[T]] = {}
     for t in turns:
         image = t.turn.image
         # Two pages may have prefixes of the same ids (as many image tokens) and still differ.
-        key = (
-            t.turn.prefix.tobytes(),
-            b"" if image is None else image.tobytes(),
-            () if image is None else image.shape,
-        )
+        key = t.turn.prefix.tobytes(), b"" if image is None else image_hash(image)
         groups.setdefault(key, []).append(t)
     return list(groups.values())
 
@@ -214,7 +209,7 @@ class Shape(NamedTuple):
 
 def _shape(row: Sequence[Trained], packing: Packing) -> Shape:
     sampled = sum(len(t.turn.completion.tokens) for t in row)
-    windows = most_windows([row[0].turn.image], packing.model, packing.window_multiple)
+    windows = most_windows([row[0].turn.image], packing.model.vision, packing.window_multiple)
     sampled = bucket(sampled, max(1, packing.length_multiple // 4))
     length = _row_tokens(row, packing)
     if packing.row_layout == "aligned":
@@ -250,7 +245,7 @@ def pack_rows(rows: Sequence[Sequence[Trained]], shape: Shape, packing: Packing)
     windows, length, sampled, *parts = shape
     layout = RowLayout(*parts) if shape.siblings else None
     images = [row[0].turn.image for row in rows]
-    vision, slots = image_rows(images, packing.rows, windows, packing.model)
+    vision, slots = image_rows(images, packing.rows, windows, packing.model.vision)
     if windows and not rows:
         vision, _ = vision_batch([], packing.model.vision, windows=windows, rows=packing.rows)
     packed = PackedRows.empty(packing.rows, length)
@@ -269,7 +264,7 @@ def pack_rows(rows: Sequence[Sequence[Trained]], shape: Shape, packing: Packing)
         else:
             starts = [layout.prefix + k * layout.own for k in range(len(siblings))]
         ends = [start + n for start, n in zip(starts, lengths, strict=True)]
-        grid = image_grid(row[0].turn.image, packing.model)
+        grid = None if images[b] is None else image_grid(images[b], packing.model.vision)
         packed.place(b, prefix, siblings, starts, slots[b], grid, packing.model)
         filled = 0
         for k, (t, end) in enumerate(zip(row, ends, strict=True)):

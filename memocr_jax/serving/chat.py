@@ -21,9 +21,10 @@ from memocr_jax.core.rng import row_key
 from memocr_jax.core.types import Completion, Stop
 from memocr_jax.engine import PromptGroup
 from memocr_jax.models.config import Qwen25VLConfig
-from memocr_jax.models.images import ImageSettings, image_token_count, resize
+from memocr_jax.models.images import ImageSettings, resize
 from memocr_jax.models.tokenizer import Tokenizer
 from render.settings import TOKEN_PX
+from render.views import image_tokens
 
 DEFAULT_SYSTEM = "You are a helpful assistant."
 """What Qwen2.5-VL's chat template says when a conversation has no system message."""
@@ -178,7 +179,7 @@ def prepare_chat(
     request.require_supported()
     stops = _stops(request.stop)
     messages, pictures = _conversation(request.messages, model, images, limits)
-    counts = [image_token_count(*picture.shape[:2], model.vision) for picture in pictures]
+    counts = [image_tokens(picture) for picture in pictures]
     prefix, suffix = tokenizer.encode_prompt(chat_prompt(messages), counts)
     length = len(prefix) + len(suffix)
     asked = request.max_completion_tokens or request.max_tokens

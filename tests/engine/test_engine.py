@@ -14,10 +14,11 @@ from memocr_jax.core.errors import UserError
 from memocr_jax.core.rng import row_key
 from memocr_jax.core.sharding import make_mesh
 from memocr_jax.core.types import Stop
-from memocr_jax.engine import Engine, PromptGroup, PromptLimits, image_grid, image_rows
-from memocr_jax.engine.engine import _Run
+from memocr_jax.engine import Engine, PromptGroup, PromptLimits
 from memocr_jax.engine.pool import empty_pool
+from memocr_jax.engine.run import Run
 from memocr_jax.engine.sampling import sample_tokens
+from memocr_jax.models.images import image_grid, image_rows
 from memocr_jax.models.packing import PackedRows, PlacedImage
 from memocr_jax.models.qwen25_vl import abstract_model
 
@@ -79,8 +80,8 @@ def obvious(engine, params, prompt_group, k, max_new, sampling):
     """Sample sibling k alone: recompute the whole sequence for every token."""
     config = engine.model_config
     images = [*prompt_group.prefix_images, *prompt_group.own_images[k]]
-    vision, slots = image_rows(images, len(images), 4, config) if images else (None, [])
-    placed = [PlacedImage(s, image_grid(i, config)) for s, i in zip(slots, images, strict=True)]
+    vision, slots = image_rows(images, len(images), 4, config.vision) if images else (None, [])
+    placed = [PlacedImage(s, image_grid(i, config.vision)) for s, i in zip(slots, images, strict=True)]
     prompt = np.concatenate([prompt_group.prefix, prompt_group.suffixes[k]])
     sequence, logps = list(prompt), []
     for position in range(max_new):
@@ -168,13 +169,13 @@ def test_a_sample_depends_on_nothing_else_in_the_batch(engine, small_model, tiny
     inserts, moves = [], []
 
     def spy(name, seen):
-        wrapped = getattr(_Run, name)
+        wrapped = getattr(Run, name)
 
         def both(self, *args):
             seen.append(len(args[0]))
             return wrapped(self, *args)
 
-        monkeypatch.setattr(_Run, name, both)
+        monkeypatch.setattr(Run, name, both)
 
     spy("_insert", inserts)
     spy("_move", moves)

@@ -11,7 +11,8 @@ from memocr_jax.core.errors import UserError
 from memocr_jax.models.config import VisionConfig
 from memocr_jax.models.images import (
     ImageSettings,
-    image_token_count,
+    grid_tokens,
+    image_hash,
     num_windows,
     pack_patches,
     prepare_image,
@@ -65,8 +66,15 @@ def test_settings_are_read_in_both_forms():
 
 def test_windows_and_tokens_counted_by_hand():
     # 140 x 252 px are 5 x 9 tokens; windows of 4 x 4 tokens: 2 down, 3 across.
-    assert image_token_count(140, 252, CONFIG) == 45
+    assert grid_tokens((10, 18), CONFIG) == 45
     assert num_windows(140, 252, CONFIG) == 6
+
+
+def test_an_images_identity_is_its_pixels_and_its_shape():
+    image = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3)
+    assert image_hash(image) == image_hash(np.asfortranarray(image)) == image_hash(image.copy())
+    others = [image.reshape(3, 2, 3), image[::-1], image[:1], np.where(image == 17, 16, image)]
+    assert len({image_hash(image), *map(image_hash, others)}) == 5
 
 
 @settings(max_examples=40)

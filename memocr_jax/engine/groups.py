@@ -1,19 +1,14 @@
-"""What the engine is asked: groups of prompts, and their images as the model takes them."""
+"""What the engine is asked: groups of prompts that share a prefix."""
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Sequence
 
 import numpy as np
 
 from memocr_jax.config import SamplingConfig
-from memocr_jax.core.buckets import bucket
 from memocr_jax.core.errors import UserError
-from memocr_jax.core.types import VisionBatch
-from memocr_jax.models.config import Qwen25VLConfig
-from memocr_jax.models.images import num_windows, vision_batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,39 +59,3 @@ def check_groups(groups: Sequence[PromptGroup]) -> None:
         for name, value in {"keys": group.keys, "suffix_images": group.own_images}.items():
             if len(value) != siblings:
                 raise UserError(f"prompt group {i} has {len(value)} {name} for {siblings} siblings")
-
-
-def image_key(image: np.ndarray) -> bytes:
-    """Equal for images of equal content."""
-    return hashlib.blake2b(np.ascontiguousarray(image), digest_size=16).digest() + repr(image.shape).encode()
-
-
-def image_grid(image: np.ndarray | None, config: Qwen25VLConfig) -> tuple[int, int] | None:
-    """(rows, columns) of an image u8[H, W, 3] in patches, or None."""
-    if image is None:
-        return None
-    patch = config.vision.patch_size
-    return image.shape[0] // patch, image.shape[1] // patch
-
-
-def most_windows(images: Sequence[np.ndarray | None], config: Qwen25VLConfig, multiple: int) -> int:
-    """The number of windows that an executable for these images has; 0 when there are none."""
-    counts = [num_windows(*image.shape[:2], config.vision) for image in images if image is not None]
-    return bucket(max(counts), multiple) if counts else 0
-
-
-def image_rows(
-    images: Sequence[np.ndarray | None], rows: int, windows: int, config: Qwen25VLConfig
-) -> tuple[VisionBatch | None, list[np.ndarray | None]]:
-    """One vision row of `windows` windows for each prompt row, and the feature indices of each image.
-
-    Returns (None, [None, ...]) when no row has an image. Raises ValueError when only some have: rows with and
-    without images run as different executables.
-    """
-    present = [image for image in images if image is not None]
-    if not present:
-        return None, [None] * len(images)
-    if len(present) != len(images):
-        raise ValueError("rows with and without an image cannot share a batch")
-    vision, slots = vision_batch(present, config.vision, windows=windows, rows=rows)
-    return vision, list(slots)
