@@ -1,32 +1,35 @@
-"""Qwen2.5-VL in three functions, over numpy arrays exactly as transformers' processor returns them."""
+"""Qwen2.5-VL in two functions, over numpy arrays exactly as transformers' processor returns them."""
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int32
 
-from memocr_jax.config import SamplingConfig
+from memocr_jax.config import EngineConfig, MeshConfig, SamplingConfig
 from memocr_jax.core.buckets import bucket
 from memocr_jax.core.errors import UserError
 from memocr_jax.core.rng import row_key
-from memocr_jax.core.sharding import batch_shards
+from memocr_jax.core.sharding import batch_shards, make_mesh
 from memocr_jax.core.types import VisionBatch
-from memocr_jax.engine.sampling import sample_tokens
-from memocr_jax.models.cache import cache_from_packed, per_layer
+from memocr_jax.engine.engine import Engine
+from memocr_jax.engine.groups import PromptGroup
 from memocr_jax.models.config import Qwen25VLConfig
-from memocr_jax.models.images import num_windows, pack_patches
+from memocr_jax.models.images import Patches, grid_tokens, most_windows, vision_batch
+from memocr_jax.models.packing import PackedRows, PlacedImage
 from memocr_jax.models.qwen25_vl import Qwen25VL
 from memocr_jax.models.rope import mrope_positions
 
 LENGTH_MULTIPLE = 64
-"""Rows are padded to a few lengths, the smallest being this, so that few executables are compiled."""
+"""Rows are padded to a few lengths, the smallest being this, so that few programs are compiled."""
+_SIZES = EngineConfig(groups=256, length_multiple=LENGTH_MULTIPLE, pool_sizes=1, length_sizes=1)
+"""Of `generate`'s engine: up to so many rows at once, each a group of its own."""
 
 
 def logits(
@@ -50,8 +53,14 @@ def logits(
     """
     _refuse(ignored)
     rows = pack_inputs(model.config, model.mesh, input_ids, attention_mask, pixel_values, image_grid_thw)
-    out = forward(*nnx.split(model), rows)
-    return np.asarray(out)[: input_ids.shape[0], : input_ids.shape[1]]
+    count, width = np.asarray(input_ids).shape
+    out = np.asarray(forward(*nnx.split(model), rows))[:count, :width]
+    if attention_mask is None or np.asarray(attention_mask).all():
+        return out
+    out = out.copy()
+    for row, kept in enumerate(np.asarray(attention_mask).astype(bool)):  # back to where the tokens were
+        out[row, kept] = out[row, : kept.sum()].copy()
+    return out
 
 
 def generate(
@@ -92,19 +101,46 @@ def generate(
     eos = model.config.eos_token_id if eos_token_id is None else eos_token_id
     eos = () if eos is None else tuple(np.atleast_1d(eos).tolist())
     sampling = SamplingConfig(temperature=temperature, top_p=top_p, top_k=top_k)
-    # Prompts start at slot 0: the cache's valid slots come first.
-    ids, lengths = _left_aligned(input_ids, attention_mask)
-    mask = np.arange(ids.shape[1]) < lengths[:, None]
-    rows = pack_inputs(model.config, model.mesh, ids, mask, pixel_values, image_grid_thw)
-    padded = np.ones(rows.tokens.shape[0], np.int32)
-    padded[: len(lengths)] = lengths
-    keys = np.zeros((len(padded), 2), np.uint32)
-    keys[: len(lengths)] = [row_key(seed, "generate", row) for row in range(len(lengths))]
-    tokens, counts = _generate(*nnx.split(model), rows, padded, keys, max_new_tokens, sampling, eos)
-    tokens, counts = np.asarray(tokens)[: len(lengths)], np.asarray(counts)[: len(lengths)]
+    arrays = (input_ids, attention_mask, pixel_values, image_grid_thw)
+    conversations = _conversations(model.config, *arrays)
+    groups = [
+        _group(row, prompt, images, seed, model.config) for row, (prompt, images) in enumerate(conversations)
+    ]
+    graphdef, params = nnx.split(model)
+    mesh = model.mesh or make_mesh(MeshConfig(), jax.devices()[:1])
+    engine = _engine(graphdef, model.config, mesh, eos)
+    completions = engine.generate(params, groups, max_new_tokens, sampling)
+    rows = [completion.tokens for (completion,) in completions]
     pad = pad_token_id if pad_token_id is not None else (eos[-1] if eos else 0)
-    new = np.where(np.arange(tokens.shape[1]) < counts[:, None], tokens, pad)[:, : counts.max()]
-    return np.concatenate([np.asarray(input_ids, np.int64), new.astype(np.int64)], axis=1)
+    new = np.full((len(rows), max(map(len, rows))), pad, np.int64)
+    for out, tokens in zip(new, rows, strict=True):
+        out[: len(tokens)] = tokens
+    return np.concatenate([np.asarray(input_ids, np.int64), new], axis=1)
+
+
+@functools.lru_cache(maxsize=4)
+def _engine(graphdef: nnx.GraphDef, config: Qwen25VLConfig, mesh: Mesh, eos: tuple[int, ...]) -> Engine:
+    """An engine holds compiled programs and no weights: those that are used again are kept."""
+    return Engine(graphdef, config, mesh, _SIZES, eos)
+
+
+def _group(
+    row: int, prompt: np.ndarray, images: Sequence[Patches], seed: int, config: Qwen25VLConfig
+) -> PromptGroup:
+    """A prompt as a group of one; its last token, or its last images, are the sibling's own part."""
+    if not len(prompt):
+        raise UserError(f"row {row} of attention_mask is all padding; nothing to continue")
+    words = np.flatnonzero(prompt != config.image_token_id)
+    ends_with_word = len(words) and words[-1] == len(prompt) - 1
+    cut = len(prompt) - 1 if ends_with_word else (int(words[-1]) + 1 if len(words) else 0)
+    shared = _image_count(prompt[:cut], images, config)
+    return PromptGroup(
+        prompt[:cut],
+        (prompt[cut:],),
+        (row_key(seed, "generate", row),),
+        images=tuple(images[:shared]),
+        suffix_images=(tuple(images[shared:]),),
+    )
 
 
 class Rows(NamedTuple):
@@ -120,7 +156,27 @@ class Rows(NamedTuple):
 def pack_inputs(
     config: Qwen25VLConfig, mesh: Mesh | None, input_ids: Any, mask: Any, pixel_values: Any, grid_thw: Any
 ) -> Rows:
-    """Check the processor's arrays and lay them out, padded to bucketed sizes; see `logits`."""
+    """Check the processor's arrays and lay them out, padded on the right to a few sizes; see `logits`."""
+    conversations = _conversations(config, input_ids, mask, pixel_values, grid_thw)
+    count, width = np.asarray(input_ids).shape
+    shards = 1 if mesh is None else batch_shards(mesh)
+    packed = PackedRows.empty(-(-count // shards) * shards, bucket(width, LENGTH_MULTIPLE))
+    images = [image for _, own in conversations for image in own]
+    vision, slots = None, []
+    if images:
+        windows = most_windows(images, config.vision, 1)
+        vision, slots = vision_batch(images, config.vision, windows, bucket(len(images), shards))
+    placed = iter(map(PlacedImage, slots, (image.grid for image in images)))
+    for row, (prompt, own) in enumerate(conversations):
+        packed.place_group(row, prompt, [], [], [next(placed) for _ in own], [], config)
+    image_slots = packed.image_slots if images else None
+    return Rows(packed.tokens, packed.mrope_pos, packed.segments, image_slots, vision)
+
+
+def _conversations(
+    config: Qwen25VLConfig, input_ids: Any, mask: Any, pixel_values: Any, grid_thw: Any
+) -> list[tuple[np.ndarray, list[Patches]]]:
+    """The ids of every row without padding, and its images. Raises UserError for what does not fit."""
     ids = np.asarray(input_ids)
     if ids.ndim != 2 or not np.issubdtype(ids.dtype, np.integer):
         raise UserError(f"input_ids is {ids.dtype}{list(ids.shape)}; it must be integers [batch, length]")
@@ -129,43 +185,24 @@ def pack_inputs(
     mask = np.ones(ids.shape, bool) if mask is None else np.asarray(mask).astype(bool)
     if mask.shape != ids.shape:
         raise UserError(f"attention_mask is {list(mask.shape)}, but input_ids is {list(ids.shape)}")
-    patches, grids = _images(config, pixel_values, grid_thw)
-    shards = 1 if mesh is None else batch_shards(mesh)
-    batch = -(-ids.shape[0] // shards) * shards
-    length = bucket(ids.shape[1], LENGTH_MULTIPLE)
-    tokens = np.zeros((batch, length), np.int32)
-    positions = np.zeros((3, batch, length), np.int32)
-    segments = np.full((batch, length), -1, np.int32)
-    image_slots = np.full((batch, length), -1, np.int32)
-
-    vision, slots = None, []
-    if patches:
-        patch = config.vision.patch_size
-        windows = bucket(max(num_windows(r * patch, c * patch, config.vision) for r, c in grids))
-        vision, slots = pack_patches(patches, grids, config.vision, windows, bucket(len(grids), shards))
-    used = 0
-    for row in range(ids.shape[0]):
-        at = np.flatnonzero(mask[row])
-        own = ids[row, at]
-        count = _image_count(own, grids[used:], config)
-        is_image = own == config.image_token_id
-        tokens[row, at], segments[row, at] = own, 0
-        positions[:, row, at] = mrope_positions(own, grids[used : used + count], config)
-        image_slots[row, at[is_image]] = np.concatenate([np.zeros(0, np.int32), *slots[used : used + count]])
+    images = _images(config, pixel_values, grid_thw)
+    rows, used = [], 0
+    for row, kept in zip(ids, mask, strict=True):
+        own = row[kept].astype(np.int32)
+        count = _image_count(own, images[used:], config)
+        mrope_positions(own, [image.grid for image in images[used : used + count]], config)  # raises
+        rows.append((own, images[used : used + count]))
         used += count
-    if used != len(grids):
-        raise UserError(f"{len(grids)} images are given, but the ids have places for {used}")
-    return Rows(tokens, positions, segments, image_slots if patches else None, vision)
+    if used != len(images):
+        raise UserError(f"{len(images)} images are given, but the ids have places for {used}")
+    return rows
 
 
-def _images(
-    config: Qwen25VLConfig, pixel_values: Any, grid_thw: Any
-) -> tuple[list[np.ndarray], list[tuple[int, int]]]:
-    """The patches and the grid of every image."""
+def _images(config: Qwen25VLConfig, pixel_values: Any, grid_thw: Any) -> list[Patches]:
     if (pixel_values is None) != (grid_thw is None):
         raise UserError("pixel_values and image_grid_thw belong together; only one of them is given")
     if pixel_values is None:
-        return [], []
+        return []
     pixels, grid_thw = np.asarray(pixel_values, np.float32), np.asarray(grid_thw)
     if (grid_thw[:, 0] != 1).any():
         raise UserError(f"image_grid_thw has {grid_thw[:, 0].max()} frames; videos are not supported")
@@ -173,29 +210,15 @@ def _images(
     if pixels.shape != expected:
         raise UserError(f"pixel_values is {list(pixels.shape)}; image_grid_thw asks for {list(expected)}")
     ends = np.cumsum(grid_thw.prod(-1))
-    return np.split(pixels, ends[:-1]), [(int(r), int(c)) for _, r, c in grid_thw]
+    values = np.split(pixels, ends[:-1])
+    return [Patches(one, (int(r), int(c))) for one, (_, r, c) in zip(values, grid_thw, strict=True)]
 
 
-def _image_count(ids: np.ndarray, grids: list[tuple[int, int]], config: Qwen25VLConfig) -> int:
-    """How many of the images to come account for the image tokens of this row."""
+def _image_count(ids: np.ndarray, images: Sequence[Patches], config: Qwen25VLConfig) -> int:
+    """How many of the images to come account for the image tokens of these ids."""
     needed = int((ids == config.image_token_id).sum())
-    sizes = np.cumsum([r * c // config.vision.merge_unit for r, c in grids])
-    return int(np.searchsorted(sizes, needed)) + 1 if needed and len(grids) else 0
-
-
-def _left_aligned(input_ids: Any, mask: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Rows without their padding, padded again on the right, and their lengths."""
-    ids = np.asarray(input_ids)
-    mask = np.ones(ids.shape, bool) if mask is None else np.asarray(mask).astype(bool)
-    if mask.shape != ids.shape:
-        raise UserError(f"attention_mask is {list(mask.shape)}, but input_ids is {list(ids.shape)}")
-    lengths = mask.sum(-1)
-    if (lengths == 0).any():
-        raise UserError(
-            f"row {int(np.argmin(lengths))} of attention_mask is all padding; nothing to continue"
-        )
-    order = np.argsort(~mask, axis=1, kind="stable")
-    return np.take_along_axis(ids, order, axis=1), lengths
+    sizes = np.cumsum([grid_tokens(image.grid, config.vision) for image in images])
+    return int(np.searchsorted(sizes, needed)) + 1 if needed and images else 0
 
 
 def _refuse(arguments: dict[str, Any]) -> None:
@@ -220,65 +243,3 @@ def forward(graphdef: Any, params: nnx.State, rows: Rows) -> Float[Array, "B L V
     """Logits of `pack_inputs`' rows, on the device."""
     model = nnx.merge(graphdef, params)
     return model.head(model.hidden(embed_rows(model, rows), rows.mrope_pos, rows.segments))
-
-
-@functools.partial(jax.jit, static_argnums=(0, 5, 6, 7))
-def _generate(
-    graphdef: Any,
-    params: nnx.State,
-    rows: Rows,
-    lengths: Int32[Array, "B"],
-    keys: Array,
-    max_new_tokens: int,
-    sampling: SamplingConfig,
-    eos_ids: tuple[int, ...],
-) -> tuple[Int32[Array, "B T"], Int32[Array, "B"]]:
-    """Sampled tokens and how many of each row count."""
-    model = nnx.merge(graphdef, params)
-    hidden, (k, v) = model.hidden(embed_rows(model, rows), rows.mrope_pos, rows.segments, return_kv=True)
-    batch, slots = rows.tokens.shape
-    # A group of one sibling per row, whose whole prompt is the prefix.
-    cache = cache_from_packed(
-        k,
-        v,
-        prefix_slots=slots,
-        siblings=1,
-        suffix_slots=0,
-        capacity=max_new_tokens,
-        prefix_len=lengths,
-        suffix_len=jnp.zeros((batch, 1), jnp.int32),
-    )
-    last = jnp.take_along_axis(hidden, lengths[:, None, None] - 1, axis=1)[:, 0]
-    following = rows.mrope_pos.max((0, 2)) + 1
-    copy = model.decoding_copy() if jax.default_backend() == "cpu" else None
-    if copy is not None:
-        cache = cache.map_layers(lambda _, layers: per_layer(layers))
-    eos = jnp.array(eos_ids, jnp.int32)
-
-    def take(state, row_logits):
-        tokens, counts, done, step = state
-        new, _ = sample_tokens(row_logits, keys, step, sampling, eos_ids)
-        tokens = tokens.at[:, step].set(new)
-        counts = counts + ~done
-        done |= jnp.isin(new, eos)
-        return (tokens, counts, done, step + 1)
-
-    def more(carry):
-        _, (_, _, done, step) = carry
-        return ~done.all() & (step < max_new_tokens)
-
-    def one(carry):
-        cache, state = carry
-        token = jax.lax.dynamic_index_in_dim(state[0], state[3] - 1, 1, keepdims=False)
-        positions = jnp.broadcast_to(following + state[3] - 1, (3, batch))
-        row_logits, cache = model.decode(token, positions, cache, copy)
-        return cache, take(state, row_logits)
-
-    empty = (
-        jnp.zeros((batch, max_new_tokens), jnp.int32),
-        jnp.zeros(batch, jnp.int32),
-        rows.segments[:, 0] < 0,  # rows that only fill the mesh
-        jnp.zeros((), jnp.int32),
-    )
-    _, (tokens, counts, _, _) = jax.lax.while_loop(more, one, (cache, take(empty, model.head(last))))
-    return tokens, counts

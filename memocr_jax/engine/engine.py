@@ -21,7 +21,7 @@ from memocr_jax.engine.programs import Programs
 from memocr_jax.engine.run import Asked, Run, Watch
 from memocr_jax.engine.sizes import Fit, Kind, PromptLimits, plan
 from memocr_jax.models.config import Qwen25VLConfig
-from memocr_jax.models.images import most_windows, vision_batch
+from memocr_jax.models.images import Image, most_windows, vision_batch
 
 Finished = Callable[[int, list[Completion]], None]
 """Called with (index of the group, its completions)."""
@@ -224,7 +224,7 @@ class Engine:
 
     def _features(self, params: nnx.State) -> ImageFeatures:
         def encode(
-            images: Sequence[np.ndarray], windows: int, count: int
+            images: Sequence[Image], windows: int, count: int
         ) -> tuple[tuple[jax.Array, ...], list[np.ndarray]]:
             vision, slots = vision_batch(images, self.model_config.vision, windows=windows, rows=count)
             arrays = self._programs.encode(params, put_batch(vision, self.mesh))

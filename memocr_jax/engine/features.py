@@ -11,10 +11,10 @@ import numpy as np
 
 from memocr_jax.engine.sizes import Kind
 from memocr_jax.models.config import Qwen25VLConfig
-from memocr_jax.models.images import image_grid
+from memocr_jax.models.images import Image, image_grid
 from memocr_jax.models.packing import PlacedImage
 
-Encode = Callable[[Sequence[np.ndarray], int, int], tuple[tuple[jax.Array, ...], list[np.ndarray]]]
+Encode = Callable[[Sequence[Image], int, int], tuple[tuple[jax.Array, ...], list[np.ndarray]]]
 """(images, windows, size of the batch) -> the features [slots, D] of each image, and the slot of each of its
 tokens in them."""
 
@@ -23,10 +23,9 @@ tokens in them."""
 class Picture:
     """An image of a group, and its identity."""
 
-    pixels: np.ndarray
-    """u8[H, W, 3]"""
+    image: Image
     key: bytes
-    """`images.image_hash` of the pixels."""
+    """Its `images.image_hash`."""
 
 
 @dataclasses.dataclass
@@ -75,7 +74,7 @@ class ImageFeatures:
         for i, picture in enumerate(pictures):
             features = self._known[picture.key, kind.windows]
             first = (group * kind.images + i) * features.array.shape[0]
-            grid = image_grid(picture.pixels, self._config.vision)
+            grid = image_grid(picture.image, self._config.vision)
             placed.append(PlacedImage(first + features.slots, grid))
         return placed
 
@@ -86,7 +85,7 @@ class ImageFeatures:
     def _compute(self, groups: Sequence[Sequence[Picture]], kind: Kind) -> None:
         """Run the images through the vision tower whose features are not known yet."""
         missing = {
-            picture.key: picture.pixels
+            picture.key: picture.image
             for pictures in groups
             for picture in pictures
             if (picture.key, kind.windows) not in self._known
@@ -95,6 +94,6 @@ class ImageFeatures:
         while todo:
             count = next((size for size in sizes if size <= len(todo)), sizes[-1])
             batch, todo = todo[:count], todo[count:]
-            arrays, slots = self._encode([pixels for _, pixels in batch], kind.windows, count)
+            arrays, slots = self._encode([image for _, image in batch], kind.windows, count)
             for (key, _), array, slot in zip(batch, arrays, slots, strict=False):
                 self._known[key, kind.windows] = _Features(array, slot)

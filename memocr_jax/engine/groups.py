@@ -9,6 +9,7 @@ import numpy as np
 
 from memocr_jax.config import SamplingConfig
 from memocr_jax.core.errors import UserError
+from memocr_jax.models.images import Image
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,11 +22,11 @@ class PromptGroup:
     """K arrays i32[S >= 1]"""
     keys: tuple[np.ndarray, ...]
     """K random keys u32[2], one for each sibling (`rng.row_key`)."""
-    image: np.ndarray | None = None
-    """u8[H, W, 3] inside the prefix, sides multiples of 28 px."""
-    images: tuple[np.ndarray, ...] = ()
+    image: Image | None = None
+    """An image inside the prefix."""
+    images: tuple[Image, ...] = ()
     """The prefix's images in order of appearance, where there are several (instead of `image`)."""
-    suffix_images: tuple[tuple[np.ndarray, ...], ...] = ()
+    suffix_images: tuple[tuple[Image, ...], ...] = ()
     """The images of each sibling's own part; empty when none has any."""
     sampling: SamplingConfig | None = None
     """How these siblings are sampled, default as the call says."""
@@ -33,16 +34,16 @@ class PromptGroup:
     """Longest completion, default as the call says."""
 
     @property
-    def prefix_images(self) -> tuple[np.ndarray, ...]:
+    def prefix_images(self) -> tuple[Image, ...]:
         return self.images if self.image is None else (self.image, *self.images)
 
     @property
-    def own_images(self) -> tuple[tuple[np.ndarray, ...], ...]:
+    def own_images(self) -> tuple[tuple[Image, ...], ...]:
         """The images of each of the K siblings."""
         return self.suffix_images or ((),) * len(self.suffixes)
 
     @property
-    def all_images(self) -> list[np.ndarray]:
+    def all_images(self) -> list[Image]:
         """Of the prefix, then of the siblings."""
         return [*self.prefix_images, *(image for own in self.own_images for image in own)]
 

@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int32, UInt8
@@ -19,6 +19,19 @@ from memocr_jax.core.buckets import bucket
 from memocr_jax.core.errors import UserError
 from memocr_jax.core.types import VisionBatch
 from memocr_jax.models.config import VisionConfig
+
+
+class Patches(NamedTuple):
+    """An image as the vision tower takes it, before it is laid out by windows."""
+
+    values: Float[np.ndarray, "N features"]
+    """Normalised; merge units in raster order, the patches of a unit together."""
+    grid: tuple[int, int]
+    """Rows and columns, in patches."""
+
+
+Image = np.ndarray | Patches
+"""Pixels u8[H, W, 3] whose sides are multiples of an image token, or what was made of them already."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,12 +92,10 @@ def resize(image: UInt8[np.ndarray, "H W 3"], config: VisionConfig, settings: Im
 
 def prepare_image(
     image: UInt8[np.ndarray, "H W 3"], config: VisionConfig, settings: ImageSettings = ImageSettings()
-) -> tuple[Float[np.ndarray, "N features"], tuple[int, int]]:
+) -> Patches:
     """Normalised patches of an image and its grid; the image is taken at its own size (see `resize`).
 
-    Returns:
-        f32[N, features]: merge units in raster order, the patches of a unit together; a patch is channels x
-        frames x rows x columns (a still image is the same frame twice), and (rows, columns) in patches.
+    A patch is channels x frames x rows x columns; a still image is the same frame twice.
 
     Raises:
         UserError: not u8[H, W, 3], or a side is no multiple of an image token.
@@ -103,7 +114,7 @@ def prepare_image(
     frames = np.broadcast_to(
         units[:, :, :, :, :, None], (*units.shape[:5], config.temporal_patch_size, patch, patch)
     )
-    return frames.reshape(rows * columns, config.patch_features), (rows, columns)
+    return Patches(frames.reshape(rows * columns, config.patch_features), (rows, columns))
 
 
 def num_windows(height_px: int, width_px: int, config: VisionConfig) -> int:
@@ -119,28 +130,33 @@ def grid_tokens(grid: tuple[int, int], config: VisionConfig) -> int:
     return grid[0] * grid[1] // config.merge_unit
 
 
-def image_grid(image: UInt8[np.ndarray, "H W 3"], config: VisionConfig) -> tuple[int, int]:
+def image_grid(image: Image, config: VisionConfig) -> tuple[int, int]:
     """(rows, columns) of an image in patches."""
+    if isinstance(image, Patches):
+        return image.grid
+    _check_sides(*image.shape[:2], config)
     return image.shape[0] // config.patch_size, image.shape[1] // config.patch_size
 
 
-def image_hash(image: UInt8[np.ndarray, "H W 3"]) -> bytes:
-    """The one identity of an image: equal for images of equal size and pixels.
+def image_hash(image: Image) -> bytes:
+    """The one identity of an image: equal for images of equal size and pixels (or patches).
 
     A page is known by what it is drawn from (`MemoryPage.content_hash`), before it is drawn. A view of it is
     known by its pixels, because that is all the model sees of it.
     """
-    return hashlib.blake2b(np.ascontiguousarray(image), digest_size=16).digest() + repr(image.shape).encode()
+    array, shape = image if isinstance(image, Patches) else (image, image.shape)
+    return hashlib.blake2b(np.ascontiguousarray(array), digest_size=16).digest() + repr(shape).encode()
 
 
-def most_windows(images: Sequence[np.ndarray | None], config: VisionConfig, multiple: int) -> int:
+def most_windows(images: Sequence[Image | None], config: VisionConfig, multiple: int) -> int:
     """The number of windows that a program for these images has; 0 when there are none."""
-    counts = [num_windows(*image.shape[:2], config) for image in images if image is not None]
+    grids = [image_grid(image, config) for image in images if image is not None]
+    counts = [num_windows(r * config.patch_size, c * config.patch_size, config) for r, c in grids]
     return bucket(max(counts), multiple) if counts else 0
 
 
 def image_rows(
-    images: Sequence[np.ndarray | None], rows: int, windows: int, config: VisionConfig
+    images: Sequence[Image | None], rows: int, windows: int, config: VisionConfig
 ) -> tuple[VisionBatch | None, list[np.ndarray | None]]:
     """One vision row of `windows` windows for each prompt row, and the feature indices of each image.
 
@@ -157,14 +173,16 @@ def image_rows(
 
 
 def vision_batch(
-    images: Sequence[UInt8[np.ndarray, "H W 3"]],
+    images: Sequence[Image],
     config: VisionConfig,
     windows: int | None = None,
     rows: int | None = None,
     settings: ImageSettings = ImageSettings(),
 ) -> tuple[VisionBatch, list[Int32[np.ndarray, "M"]]]:
     """`pack_patches` of images at their own sizes."""
-    prepared = [prepare_image(image, config, settings) for image in images]
+    prepared = [
+        image if isinstance(image, Patches) else prepare_image(image, config, settings) for image in images
+    ]
     return pack_patches([p for p, _ in prepared], [g for _, g in prepared], config, windows, rows)
 
 
