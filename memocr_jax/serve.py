@@ -21,7 +21,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from rich.console import Console
 
     from memocr_jax.agent.open import open_model
-    from memocr_jax.serving.app import ServerSettings, create_app
+    from memocr_jax.serving.app import create_app
+    from memocr_jax.serving.service import ServerSettings
     from memocr_jax.serving.start import start_service
     from render.http import serve
 

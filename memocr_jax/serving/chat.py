@@ -335,7 +335,7 @@ class Choice:
 
 
 Emit = Callable[[int, str], None]
-"""Told (choice, new text)."""
+"""Called with (choice, new text)."""
 
 
 class ChatRun:

@@ -26,7 +26,7 @@ SESSION_GROUPS = 10_000
 """Groups after which a call of the engine is let run out, so that what it notes down stays bounded."""
 
 Watch = Callable[[int, np.ndarray], bool]
-"""Told (sibling, its tokens so far i32[n]) every few tokens, by the scheduler; False ends that sibling."""
+"""Called every few tokens with (sibling, its tokens so far i32[n]); False ends that sibling."""
 
 
 @runtime_checkable
@@ -202,7 +202,7 @@ def _fail(ticket: Ticket, error: BaseException | None) -> None:
 
 
 class SharedEngine:
-    """The scheduler behind the interface of `Engine` that `rl.rollout.Agent` uses, for one thread's calls."""
+    """The scheduler behind the interface of `Engine` that `agent.Agent` uses, for one thread's calls."""
 
     def __init__(self, scheduler: Scheduler):
         self._scheduler = scheduler

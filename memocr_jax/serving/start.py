@@ -10,9 +10,9 @@ from memocr_jax.core.buckets import bucket
 from memocr_jax.core.errors import UserError
 from memocr_jax.engine import PromptLimits
 from memocr_jax.models.images import num_windows
-from memocr_jax.serving.app import ServerSettings, Service
 from memocr_jax.serving.chat import Limits
 from memocr_jax.serving.scheduler import Scheduler
+from memocr_jax.serving.service import ServerSettings, Service
 from render import open_renderer
 from render.settings import TOKEN_PX
 

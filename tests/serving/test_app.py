@@ -18,9 +18,9 @@ from PIL import Image
 
 from memocr_jax.agent.open import open_model
 from memocr_jax.serving import scheduler
-from memocr_jax.serving.app import ServerSettings, Service
 from memocr_jax.serving.chat import Limits
 from memocr_jax.serving.scheduler import Scheduler
+from memocr_jax.serving.service import ServerSettings, Service
 from render import RenderPool
 from tests.waiting import LIMIT_S, wait_until
 

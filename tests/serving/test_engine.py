@@ -19,7 +19,7 @@ from memocr_jax.agent.memory_agent import MemoryAgent
 from memocr_jax.agent.open import open_model
 from memocr_jax.config import SamplingConfig
 from memocr_jax.serve import main
-from memocr_jax.serving.app import ServerSettings
+from memocr_jax.serving.service import ServerSettings
 from memocr_jax.serving.start import start_service
 from tests.waiting import LIMIT_S, wait_until
 
