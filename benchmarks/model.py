@@ -308,19 +308,19 @@ class _JaxSide:
         return timed(lambda: jax.block_until_ready(self._decode(self.params, state)))
 
 
-def _hidden(model: nnx.Module, rows: api.Rows, **options: Any) -> Any:
+def _hidden(model: nnx.Module, rows: api.InputRows, **options: Any) -> Any:
     """Of rows of one text each: prefixes without siblings."""
     layout = RowLayout(prefix=rows.tokens.shape[1], siblings=0, own=1)
     return model.hidden(api.embed_rows(model, rows), rows.mrope_pos, rows.segments, layout=layout, **options)
 
 
-def _logits(graphdef: Any, params: nnx.State, rows: api.Rows) -> jax.Array:
+def _logits(graphdef: Any, params: nnx.State, rows: api.InputRows) -> jax.Array:
     model = nnx.merge(graphdef, params)
     return model.head(_hidden(model, rows))
 
 
 def _loss_gradient(
-    graphdef: Any, params: nnx.State, rows: api.Rows, memory: nnx.State
+    graphdef: Any, params: nnx.State, rows: api.InputRows, memory: nnx.State
 ) -> tuple[jax.Array, nnx.State]:
     def loss(params: nnx.State) -> jax.Array:
         model = nnx.merge(graphdef, params)
@@ -334,7 +334,7 @@ def _loss_gradient(
     return jax.value_and_grad(loss)(params)
 
 
-def _prefill(graphdef: Any, length: int, new_tokens: int, params: nnx.State, rows: api.Rows) -> Any:
+def _prefill(graphdef: Any, length: int, new_tokens: int, params: nnx.State, rows: api.InputRows) -> Any:
     model = nnx.merge(graphdef, params)
     hidden, (k, v) = _hidden(model, rows, return_kv=True)
     batch, slots = rows.tokens.shape

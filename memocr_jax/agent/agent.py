@@ -30,7 +30,7 @@ from render.views import degrade, fit, image_tokens, token_grid
 
 
 @runtime_checkable
-class Renderer(Protocol):
+class PageRenderer(Protocol):
     """What the agent needs of a renderer (`render.RenderPool` or its remote client)."""
 
     def submit(self, memory: str) -> Future[MemoryPage]: ...
@@ -115,7 +115,7 @@ class Agent:
 
     engine: Engine
     tokenizer: Tokenizer
-    renderer: Renderer
+    renderer: PageRenderer
     config: AgentConfig
     seed: int
     stopwatch: Stopwatch

@@ -39,7 +39,7 @@ from memocr_jax.runs.run_place import CHECKPOINTS
 from render.theme import PIXEL_FIELDS, with_theme_text
 
 if TYPE_CHECKING:
-    from memocr_jax.agent.agent import Renderer
+    from memocr_jax.agent.agent import PageRenderer
 
 Settings = Mapping[str, Mapping[str, Any]]
 """Fields of the configuration by section."""
@@ -191,7 +191,7 @@ class OpenModel:
         eos_ids = system.tokenizer.eos_ids
         return Engine(system.graphdef, system.model, system.mesh, self.config.engine, eos_ids)
 
-    def agent(self, engine: Engine, renderer: Renderer) -> Agent:
+    def agent(self, engine: Engine, renderer: PageRenderer) -> Agent:
         """The memory agent over an engine and a renderer."""
         system = self.system
         return Agent(

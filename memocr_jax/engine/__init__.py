@@ -6,7 +6,7 @@
 | `sizes` | kinds of prompts, the sizes that programs are compiled for, what fits into memory |
 | `pool` | what runs on the device: prefill, insert, decode, shrink |
 | `sampling` | drawing a token from logits |
-| `programs` | `Programs`: the functions of `pool`, compiled for a model on a mesh |
+| `programs` | `EnginePrograms`: the functions of `pool`, compiled for a model on a mesh |
 | `features` | `ImageFeatures`: what the vision tower makes of the groups' images |
 | `run` | `Run`: one kind of prompts through one pool |
 | `engine` | `Engine`: sorts groups into kinds, and runs one kind after the other |

@@ -143,7 +143,7 @@ def _group(
     )
 
 
-class Rows(NamedTuple):
+class InputRows(NamedTuple):
     """Prompts on their way to the model."""
 
     tokens: Int32[Array, "B L"]
@@ -155,7 +155,7 @@ class Rows(NamedTuple):
 
 def pack_inputs(
     config: Qwen25VLConfig, mesh: Mesh | None, input_ids: Any, mask: Any, pixel_values: Any, grid_thw: Any
-) -> Rows:
+) -> InputRows:
     """Check the processor's arrays and lay them out, padded on the right to a few sizes; see `logits`."""
     conversations = _conversations(config, input_ids, mask, pixel_values, grid_thw)
     count, width = np.asarray(input_ids).shape
@@ -170,7 +170,7 @@ def pack_inputs(
     for row, (prompt, own) in enumerate(conversations):
         packed.place_group(row, prompt, [], [], [next(placed) for _ in own], [], config)
     image_slots = packed.image_slots if images else None
-    return Rows(packed.tokens, packed.mrope_pos, packed.segments, image_slots, vision)
+    return InputRows(packed.tokens, packed.mrope_pos, packed.segments, image_slots, vision)
 
 
 def _conversations(
@@ -232,14 +232,14 @@ def _refuse(arguments: dict[str, Any]) -> None:
             )
 
 
-def embed_rows(model: Qwen25VL, rows: Rows) -> Float[Array, "B L D"]:
+def embed_rows(model: Qwen25VL, rows: InputRows) -> Float[Array, "B L D"]:
     """Input embeddings of `pack_inputs`' rows, image features in their places."""
     features = None if rows.vision is None else model.encode_images(rows.vision)
     return model.embed(rows.tokens, rows.image_slots, features)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def forward(graphdef: Any, params: nnx.State, rows: Rows) -> Float[Array, "B L V"]:
+def forward(graphdef: Any, params: nnx.State, rows: InputRows) -> Float[Array, "B L V"]:
     """Logits of `pack_inputs`' rows, on the device."""
     model = nnx.merge(graphdef, params)
     return model.head(model.hidden(embed_rows(model, rows), rows.mrope_pos, rows.segments))

@@ -17,7 +17,7 @@ from memocr_jax.core.sharding import batch_shards, put_batch, tensor_shards
 from memocr_jax.core.types import Completion
 from memocr_jax.engine.features import ImageFeatures
 from memocr_jax.engine.groups import PromptGroup, check_groups
-from memocr_jax.engine.programs import Programs
+from memocr_jax.engine.programs import EnginePrograms
 from memocr_jax.engine.run import Asked, Run, Watch
 from memocr_jax.engine.sizes import Fit, Kind, PromptLimits, plan
 from memocr_jax.models.config import Qwen25VLConfig
@@ -56,7 +56,7 @@ class Engine:
         self._kinds: list[Kind] = []
         on_cpu = mesh.devices.flat[0].platform == "cpu"
         copies = on_cpu if decoding_copy is None else decoding_copy
-        self._programs = Programs(
+        self._programs = EnginePrograms(
             graphdef, model_config, mesh, self.eos_ids, config.decode_segment, decoding_copy=copies
         )
 
@@ -147,7 +147,7 @@ class Engine:
                 queues.setdefault(kind, collections.deque()).extend(queue)
             asked.extend(items)
             for item in items:
-                features.expect(item.pictures)
+                features.expect(item.images)
 
         add(groups)
         done = 0

@@ -20,10 +20,10 @@ tokens in them."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Picture:
+class KeyedImage:
     """An image of a group, and its identity."""
 
-    image: Image
+    content: Image
     key: bytes
     """Its `images.image_hash`."""
 
@@ -45,36 +45,36 @@ class ImageFeatures:
         """By the image's key and the windows of its padded layout."""
         self._uses: collections.Counter[bytes] = collections.Counter()
 
-    def expect(self, pictures: Sequence[Picture]) -> None:
+    def expect(self, images: Sequence[KeyedImage]) -> None:
         """A group with these images waits."""
-        self._uses.update(picture.key for picture in pictures)
+        self._uses.update(image.key for image in images)
 
-    def release(self, pictures: Sequence[Picture]) -> None:
+    def release(self, images: Sequence[KeyedImage]) -> None:
         """A group with these images needs them no more."""
-        self._uses.subtract(picture.key for picture in pictures)
+        self._uses.subtract(image.key for image in images)
         for key in list(self._known):
             if self._uses[key[0]] <= 0:
                 del self._known[key]
 
-    def arrays(self, groups: Sequence[Sequence[Picture]], size: int, kind: Kind) -> list[jax.Array]:
+    def arrays(self, groups: Sequence[Sequence[KeyedImage]], size: int, kind: Kind) -> list[jax.Array]:
         """The features of a prefill's images: `kind.images` arrays for each of `size` groups."""
         if not kind.images:
             return []
         self._compute(groups, kind)
         arrays = []
         padding = self._known[groups[0][0].key, kind.windows].array
-        for pictures in groups:
-            own = [self._known[picture.key, kind.windows].array for picture in pictures]
+        for images in groups:
+            own = [self._known[image.key, kind.windows].array for image in images]
             arrays += own + [padding] * (kind.images - len(own))
         return arrays + [padding] * (size * kind.images - len(arrays))
 
-    def placed(self, pictures: Sequence[Picture], group: int, kind: Kind) -> list[PlacedImage]:
+    def placed(self, images: Sequence[KeyedImage], group: int, kind: Kind) -> list[PlacedImage]:
         """Where the images of a prefill's group number `group` are, as `arrays` arranges them."""
         placed = []
-        for i, picture in enumerate(pictures):
-            features = self._known[picture.key, kind.windows]
+        for i, image in enumerate(images):
+            features = self._known[image.key, kind.windows]
             first = (group * kind.images + i) * features.array.shape[0]
-            grid = image_grid(picture.image, self._config.vision)
+            grid = image_grid(image.content, self._config.vision)
             placed.append(PlacedImage(first + features.slots, grid))
         return placed
 
@@ -82,13 +82,13 @@ class ImageFeatures:
         """Features of no image, from a batch of `size`: to run the program once."""
         return self._encode([], kind.windows, size)[0][0]
 
-    def _compute(self, groups: Sequence[Sequence[Picture]], kind: Kind) -> None:
+    def _compute(self, groups: Sequence[Sequence[KeyedImage]], kind: Kind) -> None:
         """Run the images through the vision tower whose features are not known yet."""
         missing = {
-            picture.key: picture.image
-            for pictures in groups
-            for picture in pictures
-            if (picture.key, kind.windows) not in self._known
+            image.key: image.content
+            for images in groups
+            for image in images
+            if (image.key, kind.windows) not in self._known
         }
         todo, sizes = list(missing.items()), kind.prefill_groups
         while todo:

@@ -17,7 +17,7 @@ from memocr_jax.models.config import Qwen25VLConfig
 from memocr_jax.models.images import vision_batch
 
 
-class Programs:
+class EnginePrograms:
     """The jitted functions of an engine, with their layouts and donated arguments.
 
     Args:

@@ -15,9 +15,9 @@ from memocr_jax.config import SamplingConfig
 from memocr_jax.core.sharding import replicated
 from memocr_jax.core.types import Completion, Stop
 from memocr_jax.engine import pool as device
-from memocr_jax.engine.features import ImageFeatures, Picture
+from memocr_jax.engine.features import ImageFeatures, KeyedImage
 from memocr_jax.engine.groups import PromptGroup
-from memocr_jax.engine.programs import Programs
+from memocr_jax.engine.programs import EnginePrograms
 from memocr_jax.engine.sampling import RowSampling
 from memocr_jax.engine.sizes import Kind
 from memocr_jax.models.images import image_hash
@@ -39,13 +39,13 @@ class Asked:
     completions: list[Completion | None] = dataclasses.field(default_factory=list)
     left: int = 0
     """Siblings that are not finished."""
-    pictures: list[Picture] = dataclasses.field(default_factory=list)
+    images: list[KeyedImage] = dataclasses.field(default_factory=list)
     """The group's images, those of the prefix first."""
 
     def __post_init__(self) -> None:
         self.left = len(self.group.suffixes)
         self.completions = [None] * self.left
-        self.pictures = [Picture(image, image_hash(image)) for image in self.group.all_images]
+        self.images = [KeyedImage(image, image_hash(image)) for image in self.group.all_images]
 
 
 class Run:
@@ -53,7 +53,7 @@ class Run:
 
     def __init__(
         self,
-        programs: Programs,
+        programs: EnginePrograms,
         params: nnx.State,
         weights: nnx.State | None,
         kind: Kind,
@@ -139,13 +139,13 @@ class Run:
         prefix = self._size(self.kind.prefix_sizes, max(len(item.group.prefix) for item in items))
         longest = max(len(s) for item in items for s in item.group.suffixes)
         suffix = self._size(self.kind.suffix_sizes, longest)
-        features = self.features.arrays([item.pictures for item in items], size, self.kind)
+        features = self.features.arrays([item.images for item in items], size, self.kind)
         free_rows = [i for i, row in enumerate(self.rows) if row is None]
         free_groups = [i for i, group in enumerate(self.groups) if group is None]
         prompts = self._pack(items, size, prefix, suffix, free_rows, free_groups)
         self._prefill(prompts, features, prefix)
         for item in items:
-            self.features.release(item.pictures)
+            self.features.release(item.images)
 
     def _prefill(self, prompts: device.Prompts, features: Sequence[jax.Array], prefix: int) -> None:
         prompts = self._put(prompts)
@@ -170,7 +170,7 @@ class Run:
         for q, item in enumerate(items):
             group, count = item.group, len(item.group.suffixes)
             starts = [prefix + k * suffix for k in range(count)]
-            images = iter(self.features.placed(item.pictures, q, kind))
+            images = iter(self.features.placed(item.images, q, kind))
             prompts.next_pos[q, :count] = packed.place_group(
                 q,
                 group.prefix,

@@ -1,4 +1,4 @@
-"""What all routes share: the token, how many requests there are, bodies, errors, events, clients that leave."""
+"""What all routes share: the token, the number of requests, bodies, errors, events, clients that leave."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from typing import Literal
 
 import numpy as np
 
-from memocr_jax.agent.agent import Renderer
+from memocr_jax.agent.agent import PageRenderer
 from memocr_jax.agent.cloze import make_gap_fill
 from memocr_jax.agent.prompts import Prompt, Templates, draft_prompt, read_prompt, read_text_prompt
 from memocr_jax.config import AgentConfig, WarmupStage
@@ -86,7 +86,7 @@ class Lessons:
         tokenizer: Tokenizer,
         templates: Templates,
         agent: AgentConfig,
-        renderer: Renderer,
+        renderer: PageRenderer,
     ):
         self._world, self._data_seed, self._seed, self._split = world, data_seed, seed, split
         self._tokenizer, self._templates, self._agent, self._renderer = tokenizer, templates, agent, renderer
