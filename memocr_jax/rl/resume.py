@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from memocr_jax.models.config import Qwen25VLConfig
 from memocr_jax.rl.optimizer import init_optimizer, make_optimizer
 from memocr_jax.rl.trainable import Trainable, training_graph
 from memocr_jax.rl.update import Learner, TrainState
-from memocr_jax.runs.checkpoint import Checkpoints, Meta, require_same_base, require_same_model
+from memocr_jax.runs.checkpoint import Checkpoints, Meta, require_same_base, require_same_model, theme_of
 from render.settings import RenderSettings
 from render.theme import remembered, theme_css, with_theme_text
 
@@ -26,7 +25,7 @@ def remembered_theme(config: Config, meta: Meta | None, say: Callable[[str], Non
     """The settings of the renderer with the theme's text: a run goes on with the theme it began with."""
     if meta is None or not meta.theme_css:
         return with_theme_text(config.render)
-    begun = dataclasses.replace(config.render, theme_css=meta.theme_css)
+    begun = theme_of(meta, config.render)
     if theme_css(begun) != theme_css(config.render):
         say(
             f"render.theme {config.render.theme}: changed since; the run goes on with the theme it began with"
