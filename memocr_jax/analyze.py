@@ -127,12 +127,12 @@ def _run_robustness(config: Config, args: Robustness) -> Path:
     from memocr_jax.config import SamplingConfig
     from memocr_jax.core.progress import ProgressBar
     from memocr_jax.data.loader import load_examples
-    from memocr_jax.evaluate import Weights
     from memocr_jax.evaluation import plots, tables
     from memocr_jax.evaluation.files import write_analysis
     from memocr_jax.evaluation.methods import LABEL
     from memocr_jax.evaluation.robustness import robustness
     from memocr_jax.evaluation.summary import summarise
+    from memocr_jax.evaluation.weights import Weights
     from memocr_jax.runs.compiled import use_compilation_cache
 
     use_compilation_cache(config.run.compiled_dir)

@@ -118,3 +118,11 @@ def _line(result: Mapping[str, Any]) -> str:
     except UnicodeEncodeError:  # a lone surrogate, which a data file can hold and UTF-8 cannot
         line = json.dumps(result)
     return line + "\n"
+
+
+def move_aside(directory: Path) -> Path | None:
+    """Rename a directory that holds an evaluation, and say to what; anything else is left alone."""
+    if not (directory / FOLDER).is_dir():
+        return None
+    n = next(n for n in range(1, 10**6) if not Path(f"{directory}.{n}").exists())
+    return directory.rename(f"{directory}.{n}")

@@ -180,15 +180,3 @@ def test_another_evaluation_is_refused_at_once(place, whole, monkeypatch):
     with pytest.raises(UserError, match=r"eval.temperature is 1.0 there and 0.0 here.*--run.fresh"):
         main(["--config", "eval.yaml", "--to", "whole", "--eval.temperature", "0"])
     assert (directory / "results.jsonl").read_bytes() == before
-
-
-@pytest.mark.parametrize("processes", [1, 2, 3, 7])
-def test_every_question_belongs_to_one_process(processes):
-    from memocr_jax.evaluate import _Set, _Work
-
-    sets = [_Set("a", "10k", (), 5), _Set("b", "10k", (), 2)]
-    finished = {(0, 1): {}, (1, 1): {}}
-    works = [_Work(None, sets, None, finished, process, processes) for process in range(processes)]
-    for s, one in enumerate(sets):
-        assert sorted(i for work in works for i in work.own[s]) == list(range(one.questions))
-    assert sum(work.total for work in works) == 7 and sum(work.left for work in works) == 5
