@@ -44,14 +44,14 @@ class System:
     templates: Templates
     model: Qwen25VLConfig
     mesh: jax.sharding.Mesh
-    """Of all processes, for the update."""
+    """The mesh of all processes, used by the update."""
     graphdef: nnx.GraphDef
     abstract_params: nnx.State
     """Shapes, types and logical axes."""
     sampler_mesh: jax.sharding.Mesh
-    """This process's own devices, for rollouts."""
+    """The mesh of this process's own devices, used by rollouts."""
     sampler_params: LocalCopy
-    """Parameters on `mesh` -> their copy on `sampler_mesh`."""
+    """Copies parameters from `mesh` to `sampler_mesh`."""
 
     def initial_params(self) -> nnx.State:
         """The parameters that the run starts from; also its reference policy."""

@@ -168,7 +168,7 @@ def pack_inputs(
         vision, slots = vision_batch(images, config.vision, windows, bucket(len(images), shards))
     placed = iter(map(PlacedImage, slots, (image.grid for image in images)))
     for row, (prompt, own) in enumerate(conversations):
-        packed.place_group(row, prompt, [], [], [next(placed) for _ in own], [], config)
+        packed.place(row, prompt, [], [], config, [next(placed) for _ in own])
     image_slots = packed.image_slots if images else None
     return InputRows(packed.tokens, packed.mrope_pos, packed.segments, image_slots, vision)
 

@@ -117,7 +117,7 @@ class Engine:
         Args:
             params: the model's parameters on the engine's mesh.
             max_new_tokens, sampling: of the groups that do not say otherwise.
-            progress: is told groups done and in all.
+            progress: called with (groups done, groups in all).
             watch: is asked every few tokens, for every row that goes on; False ends the row as it is.
             more: is asked every few tokens for groups that have come in since; they count on from `groups`.
                 With it, pools are made for engine.groups of up to `max_new_tokens`, whatever comes first.

@@ -50,7 +50,7 @@ def empty_prompts(
 ) -> tuple[Prompts, PackedRows]:
     """Room for `size` groups as numpy arrays, all of it padding: to be filled in place.
 
-    The packed rows are the first four fields of the prompts, for `PackedRows.place_group`. `pool` is the
+    The packed rows are the first four fields of the prompts, for `PackedRows.place`. `pool` is the
     number of rows and groups of the pool that the prompts go to.
     """
     packed, each = PackedRows.empty(size, prefix + siblings * suffix), (size, siblings)

@@ -171,14 +171,14 @@ class Run:
             group, count = item.group, len(item.group.suffixes)
             starts = [prefix + k * suffix for k in range(count)]
             images = iter(self.features.placed(item.images, q, kind))
-            prompts.next_pos[q, :count] = packed.place_group(
+            prompts.next_pos[q, :count] = packed.place(
                 q,
                 group.prefix,
                 group.suffixes,
                 starts,
+                config,
                 [next(images) for _ in group.prefix_images],
                 [[next(images) for _ in own] for own in group.own_images],
-                config,
             )
             prompts.prefix_len[q] = len(group.prefix)
             prompts.suffix_len[q, :count] = [len(s) for s in group.suffixes]

@@ -26,7 +26,7 @@ from memocr_jax.models.qwen25_vl import abstract_model
 from memocr_jax.models.safetensors_dir import SHARD_BYTES, TensorFiles, TensorInfo, write_tensors
 
 Report = Callable[[int, int], None]
-"""Told (bytes done, bytes in all) after every tensor."""
+"""Called with (bytes done, bytes in all) after every tensor."""
 
 # Our path -> published name, longest prefix first; {} stands for the layer.
 _PREFIXES = {
@@ -94,7 +94,7 @@ def load_params(
     Args:
         directory: holds `model.safetensors` or `model.safetensors.index.json` with its shards.
         config: what the checkpoint must hold; dtype: type of the parameters.
-        report: told the progress.
+        report: called after every tensor.
 
     Returns:
         The parameters, as `nnx.split(Qwen25VL(config))` orders them, with `param_shardings`.

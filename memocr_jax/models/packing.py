@@ -45,37 +45,18 @@ class PackedRows:
         prefix: np.ndarray,
         siblings: Sequence[np.ndarray],
         starts: Sequence[int],
-        image_slots: np.ndarray | None,
-        image_grid: tuple[int, int] | None,
         config: Qwen25VLConfig,
-    ) -> int:
+        images: Sequence[PlacedImage] = (),
+        sibling_images: Sequence[Sequence[PlacedImage]] = (),
+    ) -> list[int]:
         """Put a prefix at the row's start and sibling k at `starts[k]`.
 
-        `image_slots` i32[M] are the feature indices of the prefix's image tokens, `image_grid` is its rows
-        and columns in patches. Siblings are text: their positions count on from the prefix's last. Returns
-        the position that follows the prefix.
-        """
-        images = [] if image_grid is None else [PlacedImage(image_slots, image_grid)]
-        following = self._put(row, 0, prefix, 0, 0, images, config)
-        for k, (sibling, start) in enumerate(zip(siblings, starts, strict=True)):
-            self._put(row, start, sibling, k + 1, following, [], config)
-        return following
-
-    def place_group(
-        self,
-        row: int,
-        prefix: np.ndarray,
-        siblings: Sequence[np.ndarray],
-        starts: Sequence[int],
-        images: Sequence[PlacedImage],
-        sibling_images: Sequence[Sequence[PlacedImage]],
-        config: Qwen25VLConfig,
-    ) -> list[int]:
-        """As `place`, with any number of images in the prefix and in every sibling, in order of appearance.
-
-        Returns the position that follows each sibling.
+        `images` are the prefix's in order of appearance, `sibling_images` those of each sibling, empty when
+        none has any. The positions of a sibling count on from the prefix's last. Returns the position that
+        follows each sibling.
         """
         following = self._put(row, 0, prefix, 0, 0, images, config)
+        sibling_images = sibling_images or [()] * len(siblings)
         return [
             self._put(row, start, sibling, k + 1, following, own, config)
             for k, (sibling, start, own) in enumerate(zip(siblings, starts, sibling_images, strict=True))

@@ -23,7 +23,7 @@ from memocr_jax.core.sharding import own_rows
 from memocr_jax.core.types import RowLayout, TrainBatch, Turn, VisionBatch
 from memocr_jax.models.config import Qwen25VLConfig
 from memocr_jax.models.images import image_grid, image_hash, image_rows, most_windows, vision_batch
-from memocr_jax.models.packing import PackedRows
+from memocr_jax.models.packing import PackedRows, PlacedImage
 
 
 class WeightedTurn(NamedTuple):
@@ -264,8 +264,10 @@ def pack_rows(rows: Sequence[Sequence[Trained]], shape: Shape, packing: Packing)
         else:
             starts = [layout.prefix + k * layout.own for k in range(len(siblings))]
         ends = [start + n for start, n in zip(starts, lengths, strict=True)]
-        grid = None if images[b] is None else image_grid(images[b], packing.model.vision)
-        packed.place(b, prefix, siblings, starts, slots[b], grid, packing.model)
+        shown = []
+        if images[b] is not None:
+            shown = [PlacedImage(slots[b], image_grid(images[b], packing.model.vision))]
+        packed.place(b, prefix, siblings, starts, packing.model, shown)
         filled = 0
         for k, (t, end) in enumerate(zip(row, ends, strict=True)):
             completion = t.turn.completion

@@ -41,7 +41,7 @@ def start_service(
         name: what clients call the model, default its directory's name.
         context_tokens, max_new_tokens, image_tokens: limits of a chat.
         warm_up: compile the programs of usual requests now, not at the first of them.
-        say: is told what the engine can hold.
+        say: called with each line about what the engine can hold and does.
 
     Raises:
         UserError: limits that cannot be, or that engine.cache_gib does not hold; RenderError: no Chromium.

@@ -86,7 +86,7 @@ def obvious(engine, params, prompt_group, k, max_new, sampling):
     sequence, logps = list(prompt), []
     for position in range(max_new):
         packed = PackedRows.empty(1, 64)
-        packed.place_group(0, np.array(sequence, np.int32), [], [], placed, [], config)
+        packed.place(0, np.array(sequence, np.int32), [], [], config, placed)
         logits = _next_logits(engine.graphdef)(
             params,
             packed.tokens,
