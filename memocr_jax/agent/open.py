@@ -113,7 +113,7 @@ def find_run(run_dir: str | Path, step: int | None = None) -> Source:
     with open_checkpoint(run_dir, step) as (checkpoints, step):
         meta = checkpoints.meta(step)
     model = Qwen25VLConfig.from_dict(meta.model, f"checkpoint {step} of {run_dir}")
-    return Source(Path(run_dir), model, meta)
+    return Source(Path(run_dir).absolute(), model, meta)
 
 
 def find_hf(path_or_id: str | Path, revision: str | None = None) -> Source:

@@ -40,6 +40,13 @@ def test_from_pretrained_takes_a_run_too(places):
     np.testing.assert_array_equal(run, hf)
 
 
+def test_a_run_that_is_named_from_its_folder_is_exported(places, tmp_path, monkeypatch):
+    monkeypatch.chdir(places[0].parent)
+    export_run(places[0].name, tmp_path / "hf", dtype="float32")
+    name = "model.safetensors"
+    assert (tmp_path / "hf" / name).read_bytes() == (places[1] / name).read_bytes()
+
+
 def test_what_is_not_there(places, tmp_path):
     run_dir, exported = places
     for wrong, message in [
