@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from memocr_jax.config import MeshConfig
 from memocr_jax.core.errors import UserError
 from memocr_jax.core.sharding import make_mesh
 from memocr_jax.models.config import Qwen25VLConfig
@@ -37,13 +38,6 @@ class LayerCheck:
     @property
     def equal(self) -> bool:
         return self.difference <= TOLERANCE * max(self.largest, 1e-6)
-
-
-@dataclasses.dataclass(frozen=True)
-class _One:
-    data: int = 1
-    fsdp: int = 1
-    tensor: int = 1
 
 
 def check_checkpoint(directory: str | Path, seed: int = 0) -> list[LayerCheck]:
@@ -102,7 +96,7 @@ def _inputs(config: Qwen25VLConfig, seed: int) -> tuple[np.ndarray, np.ndarray, 
 def _run_ours(
     directory: Path, config: Qwen25VLConfig, ids: np.ndarray, pixels: np.ndarray, grid: tuple[int, int]
 ) -> dict[str, np.ndarray]:
-    mesh = make_mesh(_One(), jax.devices()[:1])
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     graphdef, _ = abstract_model(config, dtype=jnp.float32)
     params = load_params(directory, config, mesh)
     vision, (slots,) = pack_patches([pixels], [grid], config.vision)
