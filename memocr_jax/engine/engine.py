@@ -1,4 +1,4 @@
-"""The loop that keeps the device busy: finished rows leave the pool, waiting groups take their places."""
+"""The engine: sorts groups of prompts into kinds, and takes one kind after the other through its pool."""
 
 from __future__ import annotations
 

@@ -230,6 +230,17 @@ def test_nothing_is_compiled_after_the_warm_up(small_model, tiny_mesh):
     assert engine.executables > compiled, "a prompt beyond the limits must show in the counter"
 
 
+def test_programs_are_lowered_from_shapes_alone(engine):
+    engine, params = engine
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), params)
+    text = PromptLimits("draft", 2, prefix_tokens=24, suffix_tokens=8, max_new_tokens=6)
+    assert list(engine.lower(shapes, text)) == ["prefill", "decode"]
+    before = engine.executables
+    pages = engine.lower(shapes, dataclasses.replace(text, windows=4))
+    assert list(pages) == ["vision", "prefill", "decode"] and engine.executables == before
+    assert f"tensor<{2 * engine.config.groups}x6xi32>" in pages["decode"].as_text(), "tokens of all rows"
+
+
 def test_the_cache_is_sized_from_memory(small_model, tiny_mesh):
     graphdef, _ = abstract_model(small_model.config, dtype=jnp.bfloat16, mesh=tiny_mesh)
     limits = PromptLimits("draft", 4, prefix_tokens=96, suffix_tokens=32, max_new_tokens=64)
