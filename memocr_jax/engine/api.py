@@ -54,13 +54,7 @@ def logits(
     _refuse(ignored)
     rows = pack_inputs(model.config, model.mesh, input_ids, attention_mask, pixel_values, image_grid_thw)
     count, width = np.asarray(input_ids).shape
-    out = np.asarray(forward(*nnx.split(model), rows))[:count, :width]
-    if attention_mask is None or np.asarray(attention_mask).all():
-        return out
-    out = out.copy()
-    for row, kept in enumerate(np.asarray(attention_mask).astype(bool)):  # back to where the tokens were
-        out[row, kept] = out[row, : kept.sum()].copy()
-    return out
+    return np.asarray(forward(*nnx.split(model), rows))[:count, :width]
 
 
 def generate(
@@ -156,7 +150,8 @@ class InputRows(NamedTuple):
 def pack_inputs(
     config: Qwen25VLConfig, mesh: Mesh | None, input_ids: Any, mask: Any, pixel_values: Any, grid_thw: Any
 ) -> InputRows:
-    """Check the processor's arrays and lay them out, padded on the right to a few sizes; see `logits`."""
+    """Check the processor's arrays and lay them out, in the same places and padded on the right to a few
+    sizes; see `logits`."""
     conversations = _conversations(config, input_ids, mask, pixel_values, grid_thw)
     count, width = np.asarray(input_ids).shape
     shards = 1 if mesh is None else batch_shards(mesh)
@@ -169,6 +164,8 @@ def pack_inputs(
     placed = iter(map(PlacedImage, slots, (image.grid for image in images)))
     for row, (prompt, own) in enumerate(conversations):
         packed.place(row, prompt, [], [], config, [next(placed) for _ in own])
+        if mask is not None:
+            packed.spread(row, np.flatnonzero(np.asarray(mask)[row]))
     image_slots = packed.image_slots if images else None
     return InputRows(packed.tokens, packed.mrope_pos, packed.segments, image_slots, vision)
 

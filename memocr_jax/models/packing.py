@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Int
 
 from memocr_jax.models.config import Qwen25VLConfig
 from memocr_jax.models.rope import mrope_positions, next_position
@@ -61,6 +62,18 @@ class PackedRows:
             self._put(row, start, sibling, k + 1, following, own, config)
             for k, (sibling, start, own) in enumerate(zip(siblings, starts, sibling_images, strict=True))
         ]
+
+    def spread(self, row: int, slots: Int[np.ndarray, "n"]) -> None:
+        """Move the row's first n tokens to the given slots; what lies between them is padding."""
+        for array, padding in (
+            (self.tokens, 0),
+            (self.mrope_pos, 0),
+            (self.segments, -1),
+            (self.image_slots, -1),
+        ):
+            own = array[..., row, : len(slots)].copy()
+            array[..., row, :] = padding
+            array[..., row, slots] = own
 
     def _put(
         self,
