@@ -147,7 +147,7 @@ def test_what_cannot_be_is_one_clear_line(agent, run_dir, tmp_path):
             r"unknown field agent\.draft_max \(did you mean 'draft_max_new_tokens'",
         ),
         ({"agnt": {}}, r"agnt is no section.*did you mean 'agent'"),
-        ({"data": {"chunk_tokens": 0}}, r"data\.chunk_tokens: 0 is too small"),
+        ({"data": {"chunk_tokens": 0}}, r"data\.chunk_tokens is 0; use 1 or more"),
         ({"render": {"width_px": 0}}, r"render\.width_px is 0"),
         ({"temperature": -1.0}, "temperature is -1"),
         ({"top_p": 0.0}, r"top_p is 0\.0"),
