@@ -19,7 +19,8 @@ from memocr_jax.engine.features import ImageFeatures
 from memocr_jax.engine.groups import PromptGroup, check_groups
 from memocr_jax.engine.programs import EnginePrograms
 from memocr_jax.engine.run import Asked, Run, Watch
-from memocr_jax.engine.sizes import Fit, Kind, PromptLimits, plan
+from memocr_jax.engine.sizes import Fit, Kind, PromptLimits
+from memocr_jax.engine.sizes import plan as plan_sizes
 from memocr_jax.models.config import Qwen25VLConfig
 from memocr_jax.models.images import Image, most_windows, vision_batch
 
@@ -70,7 +71,7 @@ class Engine:
 
         Needs no weights. Raises UserError when engine.cache_gib does not hold a single group.
         """
-        return self._plan(limits)[1]
+        return self.plan(limits)[1]
 
     def warm_up(self, params: nnx.State, kinds: Sequence[PromptLimits]) -> list[Fit]:
         """Compile, and run once, every program that prompts within these limits need.
@@ -78,7 +79,7 @@ class Engine:
         From then on, groups within the limits of a kind use its programs and compile nothing. Raises
         UserError as `fits`, before anything is compiled.
         """
-        plans = [self._plan(limits) for limits in kinds]
+        plans = [self.plan(limits) for limits in kinds]
         with jax.transfer_guard("disallow"):
             weights = self._programs.weights(params)
             for kind, _ in plans:
@@ -96,7 +97,7 @@ class Engine:
         Raises:
             UserError: as `fits`.
         """
-        return self._programs.lower(params, self._plan(limits)[0])
+        return self._programs.lower(params, self.plan(limits)[0])
 
     def generate(
         self,
@@ -178,12 +179,16 @@ class Engine:
                 run.work(queues[kind], functools.partial(ask, kind), complete, watch)
         return [item.completions for item in asked if item is not None]
 
-    def _plan(self, limits: PromptLimits) -> tuple[Kind, Fit]:
+    def plan(self, limits: PromptLimits) -> tuple[Kind, Fit]:
+        """The sizes of the programs for prompts within these limits, and how many prompts fit.
+
+        Raises UserError as `fits`.
+        """
         text = self.model_config.text
         heads = text.num_key_value_heads
         shared = tensor_shards(self.mesh) if heads % tensor_shards(self.mesh) == 0 else 1
         slot = 2 * text.num_hidden_layers * heads * text.head_dim * jnp.dtype(self._programs.dtype).itemsize
-        return plan(limits, self.model_config, self.config, batch_shards(self.mesh), slot / shared)
+        return plan_sizes(limits, self.model_config, self.config, batch_shards(self.mesh), slot / shared)
 
     def _sort(
         self, items: Sequence[Asked], known: Sequence[Kind], open_ended: int
@@ -218,7 +223,7 @@ class Engine:
                 images,
                 0 if open_ended else bucket(len(same)),
             )
-            kinds.setdefault(self._plan(limits)[0], []).extend(same)
+            kinds.setdefault(self.plan(limits)[0], []).extend(same)
         # Similar lengths are prefilled together, so that padding is small.
         return {kind: sorted(queue, key=lambda item: len(item.group.prefix)) for kind, queue in kinds.items()}
 

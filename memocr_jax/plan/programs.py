@@ -131,7 +131,7 @@ class PlannedRun:
 
     def _rollout(self, load: TurnLoad) -> list[Program]:
         limits, formulas, state = load.limits, self.formulas, self.state
-        sizes, fit = self.engine._plan(limits)
+        sizes, fit = self.engine.plan(limits)
         shards = batch_shards(self.engine.mesh)
         slots = fit.rows * sizes.capacity + sizes.pools[0][1] * sizes.prefix
         cache = slots / shards * formulas.slot_bytes()
