@@ -6,7 +6,6 @@ import json
 
 import pytest
 
-from memocr_jax.core.errors import UserError
 from memocr_jax.report import ReportLimits, write_about, write_report
 from memocr_jax.report.curves import draw_curves
 from memocr_jax.report.pictures import Pictures
@@ -106,21 +105,6 @@ def test_a_run_that_has_only_begun(new_run):
     html = write_report(new_run().config().root).read_text()
     assert "No step has finished yet." in html
     assert "This run has left no trajectories." in html
-
-
-def test_a_resumed_run_counts_a_repeated_step_once(new_run):
-    run = new_run().config().metrics(3)
-    with (run.root / "metrics.jsonl").open("a") as file:
-        file.write(json.dumps({"step": 3, "reward/std": 0.25}) + "\n")
-    assert [(m["step"], m["reward/std"]) for m in read_run(run.root).metrics][-1] == (3, 0.25)
-    assert len(read_run(run.root).metrics) == 3
-
-
-def test_not_a_run_directory(tmp_path):
-    with pytest.raises(UserError, match="does not exist"):
-        write_report(tmp_path / "none")
-    with pytest.raises(UserError, match=r"neither config.yaml nor metrics.jsonl"):
-        write_report(tmp_path)
 
 
 def test_every_metric_is_shown_once(new_run):
