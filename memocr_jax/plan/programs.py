@@ -23,7 +23,7 @@ from memocr_jax.core.sharding import (
     make_mesh,
     param_shardings,
 )
-from memocr_jax.engine import Engine
+from memocr_jax.engine import Engine, PromptLimits
 from memocr_jax.models.config import Qwen25VLConfig
 from memocr_jax.models.flops import row_pairs
 from memocr_jax.models.qwen25_vl import abstract_model
@@ -140,22 +140,18 @@ class PlannedRun:
         length = limits.prefix_tokens + limits.siblings * limits.suffix_tokens
 
         @functools.cache
-        def lowered() -> dict[str, Any]:
+        def lowered(limits: PromptLimits) -> dict[str, Any]:
             return self.engine.lower(self.sampler, limits)
 
-        def program(
-            name: str, shape: str, runs: float, setting: str, estimate: Any, pairs: int = 0
-        ) -> Program:
-            memory = {"held_bytes": state.sampler, "beside_bytes": state.training + state.merged}
-            memory["held_bytes" if name == "decode" else "beside_bytes"] += cache
-            return Program(
-                *(f"{name} {load.name}", load.name.split()[0], shape, load.calls * runs),
-                **memory,
-                setting=setting,
-                lower=lambda: lowered()[name],
-                estimate=estimate,
-                pairs=pairs,
-            )
+        def program(name: str, shape: str, runs: float, setting: str, estimate: Any, **more: Any) -> Program:
+            values = {
+                "held_bytes": state.sampler,
+                "beside_bytes": state.training + state.merged + cache,
+                "lower": lambda: lowered(limits)[name],
+                **more,
+            }
+            place = f"{name} {load.name}", load.name.split()[0], shape, load.calls * runs
+            return Program(*place, setting=setting, estimate=estimate, **values)
 
         vision = program(
             *("vision", f"{together} x {limits.windows} windows", groups / together),
@@ -166,19 +162,32 @@ class PlannedRun:
             *("prefill", f"{together} x {length}", math.ceil(groups / together)),
             "engine.prefill_tokens smaller, rl.group_size smaller, or engine.tensor larger",
             lambda: formulas.prefill(limits, together / shards),
-            row_pairs(limits.prefix_tokens, [limits.suffix_tokens] * limits.siblings),
+            pairs=row_pairs(limits.prefix_tokens, [limits.suffix_tokens] * limits.siblings),
         )
         # A pool that is filled once ends with its longest sample; refilled, it is busy for the mean's share.
         fills, steps = groups * limits.siblings / fit.rows, limits.max_new_tokens
         if fills > 1:
             steps = fills * load.mean_new_tokens + limits.max_new_tokens / 2
+        # Few rows are decoded in a smaller pool; the warm-up runs the largest too.
+        rows = min((n for n, _ in sizes.pools if n >= groups * limits.siblings), default=fit.rows)
+        few = dataclasses.replace(limits, groups=math.ceil(rows / limits.siblings))
         segment = self.config.engine.decode_segment
-        decode = program(
-            *("decode", f"{fit.rows} rows, {sizes.capacity} own slots, {segment} tokens", steps / segment),
-            "engine.groups smaller, engine.cache_gib set, or engine.tensor larger",
-            lambda: formulas.decode(limits, fit.rows / shards, cache),
-        )
-        return [vision, prefill, decode] if limits.windows else [prefill, decode]
+
+        def decode(name: str, rows: int, runs: float, limits: PromptLimits) -> Program:
+            share = cache * rows / fit.rows
+            return program(
+                *(name, f"{rows} rows, {sizes.capacity} own slots, {segment} tokens", runs),
+                "engine.groups smaller, engine.cache_gib set, or engine.tensor larger",
+                lambda: formulas.decode(limits, rows / shards, share),
+                held_bytes=state.sampler + share,
+                beside_bytes=state.training + state.merged,
+                lower=lambda: lowered(limits)["decode"],
+            )
+
+        found = [vision, prefill] if limits.windows else [prefill]
+        if rows < fit.rows:
+            found += [decode("decode largest", fit.rows, 0.0, limits)]
+        return [*found, decode("decode", rows, steps / segment, few if rows < fit.rows else limits)]
 
     def _update(self, load: TurnLoad) -> list[Program]:
         state, rl, train = self.state, self.config.rl, self.config.train
