@@ -96,6 +96,7 @@ def test_a_page_has_the_words_of_its_memory(show, memory, expected):
 def test_no_word_is_lost_among_others(show, pieces, between):
     # Behind a piece that opens a block without closing it, markup may be text: no word may go, some may come.
     memory = between.join(piece for piece, _ in pieces)
+    assume(memory.count("<!--") < 2)  # the end of one comment would be the end of both
     text, regions = show(memory)
     expected = Counter(word for piece, shown in pieces for word in words(piece if shown is None else shown))
     lost = expected - Counter(words(text))
