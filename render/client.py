@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,6 +15,8 @@ from render.types import MemoryPage, Mode, PageStatus
 
 if TYPE_CHECKING:
     from render.pool import RenderPool
+
+log = logging.getLogger("render")
 
 CONCURRENCY = 16
 """Requests under way at once: enough to fill the server's sheets."""
@@ -44,6 +47,8 @@ class RemoteRenderer(Renderer):
         """Raises `RenderError` when the address is malformed, nothing answers or the token is refused."""
         import httpx
 
+        from render.theme import other_fonts
+
         if mode not in MODES:
             raise RenderError(f"mode is {mode!r}; it must be one of {', '.join(MODES)}")
         if not settings.url.startswith(("http://", "https://")):
@@ -71,6 +76,8 @@ class RemoteRenderer(Renderer):
                 f"render.url is {settings.url!r}, but the server there answers {health.status_code};"
                 " check render.url and render.token"
             )
+        if other := other_fonts(settings, health.json().get("fonts", {})):
+            log.warning("the renderer at %s: %s", settings.url, other)
         self._threads = ThreadPoolExecutor(CONCURRENCY, thread_name_prefix="render-client")
 
     def submit(

@@ -97,9 +97,8 @@ def identity() -> dict[str, str]:
     return found
 
 
-def difference(remembered: Mapping[str, str]) -> str:
-    """One line on how the fonts here differ from those of an `identity`; empty when they do not."""
-    here = identity()
+def difference(remembered: Mapping[str, str], here: Mapping[str, str]) -> str:
+    """One line on how an `identity` differs from one that is remembered; empty when it does not."""
     other = [
         name for name, known in remembered.items() if here.get(name, "").split()[-1:] != known.split()[-1:]
     ]

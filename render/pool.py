@@ -102,7 +102,7 @@ class RenderPool(Renderer):
         """When a browser last drew something, in `time.monotonic` seconds."""
         self.restarts = 0
         """Browsers that had to be replaced so far."""
-        if other := theme.other_fonts(settings):
+        if other := theme.other_fonts(settings, fonts.identity()):
             log.warning(other)
         sweep_profiles()
         first, self._sandbox = open_browser(self._executable, settings.max_memory_mb, settings.sandbox)

@@ -29,6 +29,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from render.bounds import PositiveInt
 from render.chromium import find_chromium
 from render.errors import run_command
+from render.fonts import identity
 from render.http import BodyError, authorised, explain, read_body, serve
 from render.options import Hidden, parse_options, settings_of
 from render.pool import RenderPool
@@ -90,7 +91,8 @@ def create_app(
     @app.get("/health")
     async def health(request: Request) -> JSONResponse:
         pool = request.app.state.pool
-        return JSONResponse({"status": "healthy", "chromium": pool.chromium_version, "mode": pool.mode})
+        versions = {"chromium": pool.chromium_version, "fonts": identity()}
+        return JSONResponse({"status": "healthy", "mode": pool.mode, **versions})
 
     @app.get("/metrics")
     async def show_metrics(request: Request) -> Response:

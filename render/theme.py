@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from render import fonts
@@ -65,11 +66,12 @@ def remembered(settings: RenderSettings) -> str:
     return f"{theme_css(settings)}\n/* drawn with the fonts of {json.dumps(fonts.identity())} */\n"
 
 
-def other_fonts(settings: RenderSettings) -> str:
-    """One line on how the fonts here differ from those that the theme remembers; empty when they do not."""
+def other_fonts(settings: RenderSettings, here: Mapping[str, str]) -> str:
+    """One line on how fonts (`fonts.identity`) differ from those that the theme remembers; empty when they do
+    not, or it remembers none."""
     line = _FONTS_LINE.search(settings.theme_css)
     try:
-        return fonts.difference(json.loads(line[1])) if line else ""
+        return fonts.difference(json.loads(line[1]), here) if line else ""
     except (ValueError, AttributeError):
         raise RenderError(
             f"render.theme_css ends in {line[0].strip()!r}, which names no fonts; remove it"

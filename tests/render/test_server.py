@@ -144,7 +144,7 @@ def test_other_paths_and_methods(server):
     assert httpx.get(server.url + "/render", trust_env=False).status_code == 405
     assert httpx.get(server.url + "/nothing", trust_env=False).status_code == 404
     health = httpx.get(server.url + "/health", trust_env=False).json()
-    assert health["status"] == "healthy" and "Chromium" in health["chromium"]
+    assert health["status"] == "healthy" and "Chromium" in health["chromium"] and "ziamath" in health["fonts"]
 
 
 def test_metrics(server):
