@@ -1,20 +1,21 @@
 """MemOCR (arXiv 2601.21468) in JAX.
 
 `MemoryAgent` reads a long document and answers from a memory drawn as a page; `from_pretrained`, `logits` and
-`generate` use a Qwen2.5-VL checkpoint directly. The commands are `python -m memocr_jax.train`, `.evaluate`,
-`.ask`, `.serve`, `.convert` and `.bench`.
+`generate` use a Qwen2.5-VL checkpoint directly; `read_image` gives the pixels of an image file. The commands
+are `python -m memocr_jax.train`, `.evaluate`, `.ask`, `.serve`, `.convert` and `.bench`.
 """
 
 import importlib
 from typing import Any
 
-__all__ = ["MemoryAgent", "from_pretrained", "generate", "logits"]
+__all__ = ["MemoryAgent", "from_pretrained", "generate", "logits", "read_image"]
 
 _MODULES = {
     "MemoryAgent": "memocr_jax.agent.memory_agent",
     "from_pretrained": "memocr_jax.agent.open",
     "generate": "memocr_jax.engine.api",
     "logits": "memocr_jax.engine.api",
+    "read_image": "memocr_jax.models.image_files",
 }
 
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from memocr_jax.core.errors import UserError
 from memocr_jax.models.config import Qwen25VLConfig
+from memocr_jax.models.image_files import Source, read_image
 from memocr_jax.models.images import ImageSettings, grid_tokens, prepare_image, resize
 
 IMAGE_TOKEN = "<|image_pad|>"
@@ -56,7 +57,7 @@ class Processor:
     def __call__(
         self,
         text: str | Sequence[str],
-        images: Sequence[np.ndarray] | None = None,
+        images: Sequence[Source] | None = None,
         padding_side: Literal["left", "right"] = "left",
         **unsupported: Any,
     ) -> dict[str, np.ndarray]:
@@ -64,7 +65,7 @@ class Processor:
 
         Args:
             text: one or several prompts, with one `<|image_pad|>` per image.
-            images: u8[H, W, 3] of any size, in the order of their placeholders over all prompts.
+            images: in the order of their placeholders over all prompts; whatever `read_image` reads.
             padding_side: where shorter prompts are padded.
 
         Returns:
@@ -95,8 +96,8 @@ class Processor:
             batch["image_grid_thw"] = np.array([(1, *grid) for grid in grids], np.int64)
         return batch
 
-    def _prepare(self, image: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
-        resized = resize(image, self.config.vision, self.image_settings)
+    def _prepare(self, image: Source) -> tuple[np.ndarray, tuple[int, int]]:
+        resized = resize(read_image(image), self.config.vision, self.image_settings)
         return prepare_image(resized, self.config.vision, self.image_settings)
 
     def _expand(self, texts: list[str], grids: list[tuple[int, int]]) -> list[str]:

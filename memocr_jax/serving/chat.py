@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import dataclasses
-import io
-import re
 import secrets
 import time
 from collections.abc import Callable, Sequence
@@ -17,10 +13,12 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from memocr_jax.agent.prompts import chat_prompt
 from memocr_jax.config import SamplingConfig
+from memocr_jax.core.errors import UserError
 from memocr_jax.core.rng import row_key
 from memocr_jax.core.types import Completion, Stop
 from memocr_jax.engine import PromptGroup
 from memocr_jax.models.config import Qwen25VLConfig
+from memocr_jax.models.image_files import read_image
 from memocr_jax.models.images import ImageSettings, resize
 from memocr_jax.models.tokenizer import Tokenizer
 from render.settings import TOKEN_PX
@@ -35,7 +33,6 @@ MAX_STOP_CHARS = 200
 MAX_IMAGES = 16
 MAX_IMAGE_PIXELS = 32_000_000
 """Largest image that is decoded; it is then shrunk to the model's limit."""
-_DATA_URL = re.compile(r"data:image/(?:png|jpe?g|webp|gif|bmp);base64,", re.I)
 
 
 class ApiError(Exception):
@@ -256,10 +253,7 @@ def _image(
     url: str, where: str, model: Qwen25VLConfig, settings: ImageSettings, limits: Limits
 ) -> np.ndarray:
     """Pixels u8[H, W, 3] of a data URL, both sides multiples of an image token."""
-    from PIL import Image
-
-    match = _DATA_URL.match(url)
-    if match is None:
+    if not url[:5].lower() == "data:":
         raise ApiError(
             400,
             f"{where}.image_url.url must be data:image/png;base64,... (or jpeg, webp, gif, bmp); "
@@ -268,17 +262,9 @@ def _image(
             "invalid_image_url",
         )
     try:
-        data = base64.b64decode(url[match.end() :], validate=True)
-        with Image.open(io.BytesIO(data)) as image:
-            if image.width * image.height > MAX_IMAGE_PIXELS:
-                raise ApiError(
-                    400,
-                    f"{where}: {image.width} x {image.height} px; at most {MAX_IMAGE_PIXELS} in all",
-                    where,
-                )
-            pixels = np.asarray(image.convert("RGB"))
-    except (binascii.Error, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ApiError(400, f"{where}: no image ({type(error).__name__})", where, "invalid_image") from None
+        pixels = read_image(url, MAX_IMAGE_PIXELS)
+    except UserError as error:
+        raise ApiError(400, f"{where}: {error}", where, "invalid_image") from None
     side = TOKEN_PX * TOKEN_PX
     settings = dataclasses.replace(
         settings,

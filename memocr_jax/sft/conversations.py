@@ -9,9 +9,6 @@ rest is the prompt.
 
 from __future__ import annotations
 
-import base64
-import binascii
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,6 +21,7 @@ from memocr_jax.agent.prompts import chat_prompt
 from memocr_jax.core.errors import UserError
 from memocr_jax.core.types import TurnKind
 from memocr_jax.data.rows import BadRow, Description, checked_json, good_rows, json_lines
+from memocr_jax.models.image_files import read_image
 from memocr_jax.models.tokenizer import Tokenizer
 from memocr_jax.sft.lessons import Taught, taught_turn
 from render.views import fit, image_tokens
@@ -137,14 +135,8 @@ class Conversations:
         return Taught(taught_turn(prefix, suffix, completion, TurnKind.QA, view), "memory")
 
     def _image(self, source: str, where: str) -> np.ndarray:
-        from PIL import Image
-
+        is_data = source[:5].lower() == "data:"
         try:
-            if source.startswith("data:"):
-                file: Any = io.BytesIO(base64.b64decode(source.partition(",")[2], validate=True))
-            else:
-                file = self._path.parent / source.removeprefix("file://")
-            with Image.open(file) as image:
-                return np.asarray(image.convert("RGB"))
-        except (OSError, binascii.Error, Image.DecompressionBombError) as error:
-            raise UserError(f"{where}: image {source[:80]!r} cannot be read ({error})") from error
+            return read_image(source if is_data else self._path.parent / source.removeprefix("file://"))
+        except UserError as error:
+            raise UserError(f"{where}: image {source[:80]!r}: {error}") from None
