@@ -7,10 +7,8 @@ interrupted, and what is finished is not done again. Leaves ablation.json, ablat
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ import yaml
 
 from memocr_jax.config import Config, from_tree, load_config, to_tree, validate
 from memocr_jax.core.errors import UserError, nearest, run_command
+from render.options import parse_options
 
 PAPER = {
     "full": {1024: 74.6, 64: 67.3, 16: 62.2},
@@ -54,12 +53,18 @@ class AblationConfig:
             )
 
 
+@dataclasses.dataclass(frozen=True)
+class Options:
+    config: str
+    """The ablation's YAML file."""
+    methods: str | None = None
+    """Only these, separated by commas."""
+    seeds: str | None = None
+    """Only these, separated by commas."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m memocr_jax.ablate", description=__doc__)
-    parser.add_argument("--config", required=True, metavar="FILE")
-    parser.add_argument("--methods", help="only these, separated by commas")
-    parser.add_argument("--seeds", help="only these, separated by commas")
-    args = parser.parse_args(sys.argv[1:] if argv is None else argv)
+    args = parse_options(Options, argv, "python -m memocr_jax.ablate", description=__doc__)
     settings = load(args.config)
     methods = list(settings.methods) if args.methods is None else args.methods.split(",")
     for method in methods:

@@ -6,20 +6,63 @@ The document is read chunk by chunk into a memory, the memory is drawn as a page
 
 from __future__ import annotations
 
-import argparse
+import dataclasses
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+from annotated_types import Ge, Interval
 
 from memocr_jax.core.errors import UserError, nearest, run_command
+from render.options import parse_options
 
 if TYPE_CHECKING:
     from memocr_jax.agent.document import Progress
     from memocr_jax.agent.memory_agent import MemoryAgent
 
 HTML = (".html", ".htm", ".xhtml")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """The options that say which model is used."""
+
+    model: str
+    """A run directory, a Hugging Face one, or a hub id."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub id."""
+    step: int | None = None
+    """Checkpoint of a run directory; default: the newest."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options(ModelOptions):
+    """Read a document, answer questions about it, keep its memory and its page.
+
+    Any field of the configuration can be set too: --agent.draft-max-new-tokens 512.
+    """
+
+    document: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """.txt, .md or .html file, - for standard input; may be given several times."""
+    question: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """May be given several times: an answer on each line."""
+    budget: Annotated[int | None, Ge(1)] = None
+    """Visual tokens at most; default: the model's own."""
+    page: str | None = None
+    """File to write the page to as the model sees it (.png)."""
+    memory: str | None = None
+    """Go on with the memory in this file instead of reading anew."""
+    save_memory: str | None = None
+    """File to keep the memory in."""
+    whole_reply: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Print all that the model writes."""
+    temperature: Annotated[float | None, Ge(0)] = None
+    """0 is greedy; default: as the model is evaluated."""
+    top_p: Annotated[float | None, Interval(gt=0, le=1)] = None
+    """Default: as the model is evaluated."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -106,10 +149,10 @@ def _html_text(data: bytes) -> str:
     return html_text.extract_text(tree) if tree is not None else ""
 
 
-def parse_settings(words: Sequence[str], options: Sequence[str]) -> dict[str, dict[str, Any]]:
+def parse_settings(words: Sequence[str], options: type) -> dict[str, dict[str, Any]]:
     """`--section.field VALUE` pairs as fields by section, values as YAML reads them.
 
-    `options` are the command's own. Raises UserError for anything else.
+    `options` is the dataclass of the command's own. Raises UserError for anything else.
     """
     import yaml
 
@@ -118,9 +161,9 @@ def parse_settings(words: Sequence[str], options: Sequence[str]) -> dict[str, di
     for flag, value in zip(words[::2], [*words[1::2], None], strict=False):
         section, dot, field = flag.removeprefix("--").partition(".")
         if not flag.startswith("--") or not dot:
-            raise UserError(
-                f"unknown option {flag}{nearest(flag, options)}; settings are --section.field VALUE"
-            )
+            known = [f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(options)]
+            hint = f"{nearest(flag, known)}; settings are --section.field VALUE"
+            raise UserError(f"unknown option {flag}{hint}")
         if value is None:
             raise UserError(f"{flag}: its value is missing")
         try:
@@ -130,54 +173,19 @@ def parse_settings(words: Sequence[str], options: Sequence[str]) -> dict[str, di
     return settings
 
 
-def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, dict[str, Any]]]:
-    parser = argparse.ArgumentParser(
-        prog="python -m memocr_jax.ask",
-        description=main.__doc__,
-        epilog="Any field of the configuration can be set too: --agent.draft-max-new-tokens 512.",
-        allow_abbrev=False,
-    )
-    add_model_options(parser)
-    parser.add_argument(
-        "--document",
-        action="append",
-        default=[],
-        metavar="FILE",
-        help=".txt, .md or .html, - for standard input; may be given several times",
-    )
-    parser.add_argument(
-        "--question", action="append", default=[], help="may be given several times: an answer on each line"
-    )
-    parser.add_argument("--budget", type=int, help="visual tokens at most (default: the model's own)")
-    parser.add_argument("--page", metavar="FILE", help="write the page here as the model sees it (.png)")
-    parser.add_argument("--memory", metavar="FILE", help="go on with a memory instead of reading anew")
-    parser.add_argument("--save-memory", metavar="FILE", help="keep the memory here")
-    parser.add_argument("--whole-reply", action="store_true", help="print all that the model writes")
-    parser.add_argument("--temperature", type=float, help="0 is greedy (default: as the model is evaluated)")
-    parser.add_argument("--top-p", type=float, help="(default: as the model is evaluated)")
-    arguments, rest = parser.parse_known_args(argv)
-    options = [option for action in parser._actions for option in action.option_strings]
-    settings = parse_settings(rest, options)
+def _parse(argv: Sequence[str]) -> tuple[Options, dict[str, dict[str, Any]]]:
+    rest: list[str] = []
+    arguments = parse_options(Options, argv, "python -m memocr_jax.ask", rest=rest)
+    settings = parse_settings(rest, Options)
     if not arguments.document and not arguments.memory:
         raise UserError("nothing to read: give --document FILE, or --memory FILE of an earlier --save-memory")
     if not (arguments.question or arguments.save_memory or arguments.page):
         raise UserError("nothing to do: give --question, --page or --save-memory")
-    if arguments.budget is not None and arguments.budget < 1:
-        raise UserError(f"--budget is {arguments.budget}; the smallest that works is 1")
     for name in ("page", "save_memory"):
         path = getattr(arguments, name)
         if path and not Path(path).absolute().parent.is_dir():
             raise UserError(f"--{name.replace('_', '-')} {path}: its folder does not exist; make it first")
     return arguments, settings
-
-
-def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """The options that say which model is used."""
-    parser.add_argument(
-        "--model", required=True, metavar="DIR_OR_ID", help="a run directory, a Hugging Face one, or a hub id"
-    )
-    parser.add_argument("--revision", help="branch, tag or commit of a hub id")
-    parser.add_argument("--step", type=int, help="checkpoint of a run directory (default: the newest)")
 
 
 @contextmanager
@@ -186,7 +194,7 @@ def _reading(name: str) -> Iterator[Progress]:
     from memocr_jax.core.progress import ProgressBar
 
     what = "standard input" if name == "-" else Path(name).name
-    with ProgressBar(f"chunks of {what}") as bar:
+    with ProgressBar(f"reading {what}") as bar:
         yield bar.update
 
 

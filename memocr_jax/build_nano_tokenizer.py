@@ -8,7 +8,7 @@ in Qwen2.5. The same code gives the same bytes; a test holds the asset to that.
 
 from __future__ import annotations
 
-import argparse
+import dataclasses
 import json
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from memocr_jax.agent.cloze import BLANK
 from memocr_jax.build_tokenizer import CHAT_TEMPLATE, CONTROL, save
 from memocr_jax.core.errors import run_command
 from memocr_jax.data.vocabulary import SHORT_NAMES, SHORT_RELATIONS, SHORT_WORDS
+from render.options import parse_options
 
 FOLDER = Path(__file__).parent / "assets" / "nano"
 
@@ -69,10 +70,14 @@ def build() -> Backend:
     return tokenizer
 
 
+@dataclasses.dataclass(frozen=True)
+class Options:
+    to: Path = FOLDER
+    """Folder to write."""
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m memocr_jax.build_nano_tokenizer", description=__doc__)
-    parser.add_argument("--to", type=Path, default=FOLDER, help="folder to write")
-    arguments = parser.parse_args()
+    arguments = parse_options(Options, None, "python -m memocr_jax.build_nano_tokenizer", description=__doc__)
     tokenizer = build()
     save(tokenizer, arguments.to)
     # Not Qwen2's class: that one brings its own way of splitting text.

@@ -7,12 +7,14 @@ style, memories about them, every prompt. The same code gives the same bytes; a 
 
 from __future__ import annotations
 
-import argparse
+import dataclasses
 import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Annotated
 
+from annotated_types import Ge
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from tokenizers import Tokenizer as Backend
 
@@ -23,6 +25,7 @@ from memocr_jax.core.errors import UserError, run_command
 from memocr_jax.data.synthetic import SyntheticQuestion, SyntheticWorld
 from memocr_jax.data.vocabulary import FILLER, WORDS, name
 from memocr_jax.models.tokenizer import SMALL_TOKENIZER
+from render.options import parse_options
 
 ENTRIES = 3072
 """Size of the vocabulary, control tokens included."""
@@ -121,11 +124,16 @@ def save(tokenizer: Backend, folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
+@dataclasses.dataclass(frozen=True)
+class Options:
+    to: Path = SMALL_TOKENIZER
+    """Folder to write."""
+    entries: Annotated[int, Ge(256 + len(CONTROL))] = ENTRIES
+    """Size of the vocabulary: at least all bytes and control tokens."""
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m memocr_jax.build_tokenizer", description=__doc__)
-    parser.add_argument("--to", type=Path, default=SMALL_TOKENIZER, help="folder to write")
-    parser.add_argument("--entries", type=int, default=ENTRIES, help="size of the vocabulary")
-    arguments = parser.parse_args()
+    arguments = parse_options(Options, None, "python -m memocr_jax.build_tokenizer", description=__doc__)
     tokenizer = train(arguments.entries)
     save(tokenizer, arguments.to)
     print(f"{tokenizer.get_vocab_size()} entries written to {arguments.to}")

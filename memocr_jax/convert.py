@@ -10,22 +10,22 @@ Both directions are streamed and bit-exact in the same type.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import dataclasses
 import json
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
+import tyro
 
 from memocr_jax.config import Config, MeshConfig, ModelConfig, TokenizerConfig, load_config
 from memocr_jax.core.errors import UserError, run_command
 from memocr_jax.models.hf_files import complete_directory, resolve, write_side_files
 from memocr_jax.models.safetensors_dir import SHARD_BYTES
+from render.options import parse_options
 
 CACHE_BYTES = 2 * 10**9
 """Decoded chunks of a checkpoint that are kept, so that a chunk over several layers is decoded once."""
@@ -213,46 +213,76 @@ def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
     bar.say(f"{what}: {size / 1e6:.1f} MB in {seconds:.1f} s ({size / seconds / 1e6:.0f} MB/s)")
 
 
+Source = Annotated[str, tyro.conf.arg(name="from")]
+Target = Annotated[str, tyro.conf.arg(name="to")]
+
+
+@dataclasses.dataclass(frozen=True)
+class Export:
+    """A run's checkpoint as a Hugging Face directory."""
+
+    source: Source
+    """Run directory."""
+    target: Target
+    """Directory to write."""
+    step: int | None = None
+    """Step of the checkpoint; default: the newest."""
+    dtype: Literal["bfloat16", "float32"] | None = None
+    """Type of the weights; default: the run's."""
+    tokenizer: str = ""
+    """Directory of the tokenizer; default: the run's."""
+    adapters: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Of a LoRA run: the adapters alone, for PEFT, not merged."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Import:
+    """A Hugging Face checkpoint as a run directory."""
+
+    source: Source
+    """Hugging Face directory or hub id."""
+    target: Target
+    """Run directory to write."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub id."""
+    config: str | None = None
+    """YAML file with the run's other settings."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """Compare with transformers, layer by layer (needs torch)."""
+
+    hf: str
+    """Hugging Face directory or hub id."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub id."""
+
+
+COMMANDS = (
+    Annotated[Export, tyro.conf.subcommand("export")]
+    | Annotated[Import, tyro.conf.subcommand("import")]
+    | Annotated[Check, tyro.conf.subcommand("check")]
+)
+
+
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m memocr_jax.convert", description=__doc__.split("\n")[0])
-    commands = parser.add_subparsers(dest="command", required=True)
-
-    export = commands.add_parser("export", help="a run's checkpoint as a Hugging Face directory")
-    export.add_argument("--from", dest="source", required=True, metavar="RUN_DIR")
-    export.add_argument("--to", dest="target", required=True, metavar="DIR")
-    export.add_argument("--step", type=int, help="step of the checkpoint (default: the newest)")
-    export.add_argument("--dtype", choices=("bfloat16", "float32"), default="", help="(default: the run's)")
-    export.add_argument("--tokenizer", default="", metavar="DIR", help="(default: the run's)")
-    export.add_argument(
-        "--adapters", action="store_true", help="of a LoRA run: the adapters alone, for PEFT, not merged"
-    )
-
-    import_ = commands.add_parser("import", help="a Hugging Face checkpoint as a run directory")
-    import_.add_argument("--from", dest="source", required=True, metavar="HF_DIR|ID")
-    import_.add_argument("--to", dest="target", required=True, metavar="RUN_DIR")
-    import_.add_argument("--revision", help="branch, tag or commit of a hub id")
-    import_.add_argument("--config", help="YAML file with the run's other settings")
-
-    check = commands.add_parser("check", help="compare with transformers, layer by layer (needs torch)")
-    check.add_argument("--hf", required=True, metavar="HF_DIR|ID")
-    check.add_argument("--revision", help="branch, tag or commit of a hub id")
-
-    args = parser.parse_args(argv)
-    if args.command == "export" and args.adapters:
+    args = parse_options(COMMANDS, argv, "python -m memocr_jax.convert", description=__doc__.split("\n")[0])
+    if isinstance(args, Export) and args.adapters:
         step = export_adapters(args.source, args.target, step=args.step, dtype=args.dtype or "float32")
         print(f"adapters of step {step} of {args.source} exported to {args.target}")
-    elif args.command == "export":
+    elif isinstance(args, Export):
         with progress_bar("export") as report:
             step = export_run(
                 args.source,
                 args.target,
                 step=args.step,
-                dtype=args.dtype,
+                dtype=args.dtype or "",
                 tokenizer=args.tokenizer,
                 report=report,
             )
         print(f"step {step} of {args.source} exported to {args.target}")
-    elif args.command == "import":
+    elif isinstance(args, Import):
         config = load_config(args.config) if args.config else None
         with progress_bar("import") as report:
             import_run(args.source, args.target, revision=args.revision, config=config, report=report)
@@ -264,4 +294,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run_command(lambda: main(sys.argv[1:]))
+    run_command(main)

@@ -6,17 +6,57 @@ memory. The routes are listed in `serving/app.py`.
 
 from __future__ import annotations
 
-import argparse
-import sys
+import dataclasses
 from collections.abc import Sequence
+from typing import Annotated
 
-from memocr_jax.ask import add_model_options, parse_settings
-from memocr_jax.core.errors import UserError, run_command
+from annotated_types import Interval
+
+from memocr_jax.ask import ModelOptions, parse_settings
+from memocr_jax.core.errors import run_command
+from render.bounds import PositiveInt
+from render.options import parse_options
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options(ModelOptions):
+    """Serve until SIGTERM or SIGINT; then finish what was accepted.
+
+    Any field of the configuration can be set too: --render.workers 2.
+    """
+
+    name: str = ""
+    """What clients call the model; empty: the directory's name."""
+    host: str = "127.0.0.1"
+    """Address to listen on."""
+    port: Annotated[int, Interval(ge=0, le=65_535)] = 8000
+    token: str = ""
+    """Bearer token (API key) that clients must send; empty: none."""
+    max_requests: PositiveInt = 64
+    """Requests under way; beyond them the answer is 429."""
+    max_batch: PositiveInt = 16
+    """Prompts decoded together (engine.groups)."""
+    max_new_tokens: PositiveInt = 1024
+    """Longest answer of a chat."""
+    max_context_tokens: PositiveInt = 4096
+    """Longest chat, its answer included."""
+    max_image_tokens: PositiveInt = 1024
+    """Visual tokens of an image; larger ones are shrunk."""
+    max_body_mb: PositiveInt = 32
+    """Largest request in MiB."""
+    max_memories: PositiveInt = 1000
+    """Memories kept at most."""
+    warm_up: bool = True
+    """Compile the programs of usual requests before the first one."""
+    memory_dir: str = ""
+    """Folder where memories are kept; empty: they end with the server."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Serve until SIGTERM or SIGINT; then finish what was accepted."""
-    arguments, settings = _parse(sys.argv[1:] if argv is None else argv)
+    rest: list[str] = []
+    arguments = parse_options(Options, argv, "python -m memocr_jax.serve", rest=rest)
+    settings = parse_settings(rest, Options)
 
     from rich.console import Console
 
@@ -55,44 +95,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     say(f"model {service.model.name}: http://{arguments.host}:{arguments.port}/v1")
     serve(create_app(service), arguments.host, arguments.port)
     return 0
-
-
-def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, dict]]:
-    parser = argparse.ArgumentParser(
-        prog="python -m memocr_jax.serve",
-        description=main.__doc__,
-        epilog="Any field of the configuration can be set too: --render.workers 2.",
-        allow_abbrev=False,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    add_model_options(parser)
-    add = parser.add_argument
-    add("--name", default="", help="what clients call the model; empty: the directory's name")
-    add("--host", default="127.0.0.1", help="address to listen on")
-    add("--port", type=int, default=8000, help=" ")
-    add("--token", default="", help="bearer token (API key) that clients must send; empty: none")
-    add("--max-requests", type=int, default=64, help="requests under way; beyond them the answer is 429")
-    add("--max-batch", type=int, default=16, help="prompts decoded together (engine.groups)")
-    add("--max-new-tokens", type=int, default=1024, help="longest answer of a chat")
-    add("--max-context-tokens", type=int, default=4096, help="longest chat, its answer included")
-    add(
-        "--max-image-tokens", type=int, default=1024, help="visual tokens of an image; larger ones are shrunk"
-    )
-    add("--max-body-mb", type=int, default=32, help="largest request in MiB")
-    add("--max-memories", type=int, default=1000, help="memories kept at most")
-    add(
-        "--warm-up",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="compile the programs of usual requests before the first one",
-    )
-    add("--memory-dir", default="", help="folder where memories are kept; empty: they end with the server")
-    arguments, rest = parser.parse_known_args(argv)
-    for name, value in vars(arguments).items():
-        if name.startswith("max_") and value < 1:
-            raise UserError(f"--{name.replace('_', '-')} is {value}; the smallest that works is 1")
-    options = [option for action in parser._actions for option in action.option_strings]
-    return arguments, parse_settings(rest, options)
 
 
 if __name__ == "__main__":

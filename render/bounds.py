@@ -61,7 +61,8 @@ def _problems(settings: Any, prefix: str, cls: type) -> Iterator[str]:
                 else:
                     yield from _problem(typing.get_args(hint)[0], item, f"{name}[{i}]", "")
         elif value is not None:
-            usual = "" if field.default is dataclasses.MISSING else f" (the default is {field.default})"
+            known = field.default not in (dataclasses.MISSING, None)
+            usual = f" (the default is {field.default})" if known else ""
             yield from _problem(hint, value, name, usual)
 
 

@@ -63,9 +63,11 @@ def read_options(
     elif found is None or unknown:
         known, more = _known(options, argv, how), f" ({prog} --help lists the options)"
         for flag in (word.partition("=")[0] for word in unknown if rest is None):
-            if re.fullmatch(_FLAG, flag) and flag.replace("_", "-") not in known:
+            if "--help" in known and re.fullmatch(_FLAG, flag) and flag.replace("_", "-") not in known:
                 few = len(known) < 30 or get_close_matches(flag, known)
                 raise CommandError(f"unknown option {flag}{nearest(flag, known) if few else more}")
+        # Without a result it is not unknown words that are wrong: leave them out of the message.
+        how |= {"return_unknown_args": found is None}
         raise CommandError(_message(options, argv, how) + more)
     return found
 
@@ -91,12 +93,12 @@ def parse_options(
 
 
 def _known(options: Any, argv: Sequence[str], how: dict[str, Any]) -> list[str]:
-    """The options that --help lists, of the subcommand where one is named."""
+    """The options that --help lists, of the subcommand where one is named; none where its name is wrong."""
     words = list(itertools.takewhile(lambda word: not word.startswith("-"), argv))
-    found = (
-        re.findall(_FLAG, _said(options, [*names, "--help"], how).partition("\n")[2]) for names in (words, [])
-    )
-    return list(dict.fromkeys(next(filter(lambda flags: "--help" in flags, found))))
+    text = _said(options, [*words, "--help"], how)
+    if words and not dataclasses.is_dataclass(options) and text == _said(options, ["--help"], how):
+        return []
+    return list(dict.fromkeys(re.findall(_FLAG, text.partition("\n")[2])))
 
 
 def _message(options: Any, argv: Sequence[str], how: dict[str, Any]) -> str:

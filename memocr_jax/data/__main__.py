@@ -2,46 +2,61 @@
 
 from __future__ import annotations
 
-import argparse
+import dataclasses
 import re
 import resource
+import sys
 import time
 
+import tyro
 from rich.console import Console
 
 from memocr_jax.core.errors import UserError, run_command
 from memocr_jax.core.progress import ProgressBar
 from memocr_jax.data.catalog import CARDS
 from memocr_jax.data.prepare import Job, prepare
+from render.bounds import NonNegativeInt
+from render.options import parse_options
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Prepare:
+    """Assemble the long documents of a data set. A second call continues an interrupted one."""
+
+    name: str
+    """Data set of the catalogue (data/catalog.py), or a name of your own with --licence."""
+    questions: str = ""
+    """JSON lines in FlashRAG's layout: a file, or hf://datasets/OWNER/NAME/FILE."""
+    pool: str = ""
+    """JSON lines of further paragraphs (title, text) to pad with."""
+    length: str = ""
+    """Tokens of a document: 10k, 30k, 100k, 1m or a number."""
+    passages: NonNegativeInt = 0
+    """Passages of a document, instead of a length or on top of it."""
+    tokenizer: str = ""
+    """Tokenizer directory that lengths are counted with."""
+    to: str
+    """Folder to write."""
+    split: str = "validation"
+    """Name of the split."""
+    limit: NonNegativeInt = 0
+    """First N questions only; 0 for all."""
+    seed: NonNegativeInt = 0
+    """Seed of the choice and order of passages."""
+    workers: int = 1
+    """Processes."""
+    licence: str = ""
+    """Licence of data that are not in the catalogue."""
+    strict: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Stop at the first bad row instead of leaving it out."""
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m memocr_jax.data")
-    commands = parser.add_subparsers(dest="command", required=True)
-    command = commands.add_parser(
-        "prepare",
-        help="assemble long documents and keep them as a TFDS data set",
-        description="Assemble the long documents of a data set. A second call continues an interrupted one.",
-    )
-    add = command.add_argument
-    add("--name", required=True, help=f"data set: {', '.join(CARDS)}, or a name of your own with --licence")
-    add(
-        "--questions",
-        default="",
-        help="JSON lines in FlashRAG's layout: a file, or hf://datasets/OWNER/NAME/FILE",
-    )
-    add("--pool", default="", help="JSON lines of further paragraphs (title, text) to pad with")
-    add("--length", default="", help="tokens of a document: 10k, 30k, 100k, 1m or a number")
-    add("--passages", type=int, default=0, help="passages of a document, instead of a length or on top of it")
-    add("--tokenizer", default="", help="tokenizer directory that lengths are counted with")
-    add("--to", required=True, help="folder to write")
-    add("--split", default="validation", help="name of the split")
-    add("--limit", type=int, default=0, help="first N questions only")
-    add("--seed", type=int, default=0, help="seed of the choice and order of passages")
-    add("--workers", type=int, default=1, help="processes")
-    add("--licence", default="", help="licence of data that are not in the catalogue")
-    add("--strict", action="store_true", help="stop at the first bad row instead of leaving it out")
-    arguments = parser.parse_args()
+    argv = sys.argv[1:]
+    if argv[:1] not in (["prepare"], ["-h"], ["--help"]):
+        raise UserError(f"python -m memocr_jax.data {' '.join(argv[:1])}: the one command is prepare")
+    prog = "python -m memocr_jax.data prepare"
+    arguments = parse_options(Prepare, ["--help"] if argv[0] != "prepare" else argv[1:], prog)
     job = Job(
         name=arguments.name,
         questions=arguments.questions or _hub_questions(arguments.name),

@@ -17,6 +17,7 @@ from memocr_jax.agent.memory_agent import MemoryAgent
 from memocr_jax.agent.open import open_model, save_habits
 from memocr_jax.core.errors import UserError
 from memocr_jax.models.tokenizer import load_tokenizer
+from render.errors import CommandError
 
 QUICK = {
     "agent": {"draft_max_new_tokens": 8, "read_max_new_tokens": 4, "budget_tokens": 16},
@@ -208,7 +209,7 @@ def test_ask_reads_answers_and_remembers(run_dir, tmp_path, capsys):
 def test_ask_says_what_is_wrong_before_it_begins(options, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a.txt").write_text("text")
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(CommandError, match=message):
         ask.main(["--model", "/no/such/model", *options])
 
 
@@ -249,4 +250,4 @@ def test_a_document_from_standard_input(monkeypatch):
 def test_settings_of_a_command_line():
     words = ["--agent.draft-max-new-tokens", "5", "--render.theme=small", "--run.seed", "-1"]
     expected = {"agent": {"draft_max_new_tokens": 5}, "render": {"theme": "small"}, "run": {"seed": -1}}
-    assert ask.parse_settings(words, []) == expected
+    assert ask.parse_settings(words, ask.Options) == expected
