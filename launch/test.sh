@@ -23,7 +23,9 @@ if [[ ! $dry_run ]]; then
   fi
 fi
 # The whole suite gets a worker for each core; a file's tests stay together, for they share what is dear to make.
-[[ $# -gt 0 ]] || set -- --numprocesses logical --dist loadfile --max-worker-restart 0
+# Files start in the order of tests/conftest.py: pytest-xdist's own order puts files of few tests last, and a
+# whole training run is one test.
+[[ $# -gt 0 ]] || set -- --numprocesses logical --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 if [[ $dry_run ]]; then
   printf '%s\n' "bash launch/setup_env.sh dev" "$(quoted .venv/bin/uv venv -q --clear .venv/sky)" "$(quoted "${sky[@]}")"
   printf '%s\n' "$(quoted .venv/bin/python -m pytest "$@")"

@@ -24,7 +24,7 @@ class CborError(ValueError):
     """Bytes that Chromium does not send."""
 
 
-def body_length(header: bytes | memoryview) -> int:
+def body_length(header: bytes | bytearray | memoryview) -> int:
     """Number of bytes that follow a message's header."""
     if header[:3] != _ENVELOPE:
         raise CborError(f"no envelope: {bytes(header[:3]).hex()}")

@@ -31,6 +31,11 @@ ROOT = Path(__file__).resolve().parents[1]
 pytest_plugins = ["tests.references"]
 
 
+def pytest_collection_modifyitems(items):
+    """Tests of whole commands come first: with several workers, what takes long must not start last."""
+    items.sort(key=lambda item: item.path.parent != ROOT / "tests")
+
+
 @pytest.fixture(scope="module", autouse=True)
 def programs_let_go():
     """A process that kept the programs of all tests ran out of memory mappings; what recurs is cached."""

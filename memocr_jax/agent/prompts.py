@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from memocr_jax.core.errors import UserError, nearest
-from memocr_jax.models.prompt import Image, Piece, Prompt, Special, Text, Tokens
+from memocr_jax.models.prompt import Image, Piece, Prompt, Special, Text, TokenIds, Tokens
 
 MemoryFormat = Literal["markdown", "html"]
 
@@ -146,7 +146,7 @@ def templates_of(mapping: object, source: str, prefix: str = "") -> Templates:
 
 def draft_prompt(
     question: str,
-    chunk_tokens: Sequence[int],
+    chunk_tokens: TokenIds,
     memory_text: str,
     memory_format: MemoryFormat = "markdown",
     templates: Templates = DEFAULT_TEMPLATES,
@@ -174,7 +174,7 @@ def read_text_prompt(question: str, memory_text: str, templates: Templates = DEF
 
 
 def read_document_prompt(
-    question: str, document_tokens: Sequence[int], templates: Templates = DEFAULT_TEMPLATES
+    question: str, document_tokens: TokenIds, templates: Templates = DEFAULT_TEMPLATES
 ) -> Prompt:
     """Raw-history baseline: the whole document (ids) in the context. The prefix ends before the question."""
     values = {"article": Tokens(document_tokens), "question": Text(question)}

@@ -7,6 +7,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Iterable, Iterator
+from typing import SupportsFloat
 
 
 @dataclasses.dataclass
@@ -16,7 +17,7 @@ class WeightedMean:
     total: float = 0.0
     weight: float = 0.0
 
-    def add(self, value: float, weight: float = 1.0) -> None:
+    def add(self, value: SupportsFloat, weight: SupportsFloat = 1.0) -> None:
         """Add `value`, a mean over `weight` items."""
         self.total += float(value) * float(weight)
         self.weight += float(weight)
@@ -34,7 +35,9 @@ class Metrics:
         self._means: dict[str, WeightedMean] = {}
         self._counts: dict[str, float] = {}
 
-    def mean(self, name: str, values: float | Iterable[float], weight: float = 1.0) -> None:
+    def mean(
+        self, name: str, values: SupportsFloat | Iterable[SupportsFloat], weight: SupportsFloat = 1.0
+    ) -> None:
         """Add one value (of `weight` items) or several values to the mean `name`."""
         mean = self._means.setdefault(name, WeightedMean())
         if isinstance(values, Iterable):
@@ -43,7 +46,7 @@ class Metrics:
         else:
             mean.add(values, weight)
 
-    def add_sum(self, name: str, total: float, weight: float) -> None:
+    def add_sum(self, name: str, total: SupportsFloat, weight: SupportsFloat) -> None:
         """Add a sum over `weight` items to the mean `name`."""
         mean = self._means.setdefault(name, WeightedMean())
         mean.total += float(total)

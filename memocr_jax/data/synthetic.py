@@ -68,7 +68,7 @@ class SyntheticQuestion:
     """The document: one text a chunk, or a single text when `chunks` is 0."""
 
 
-class SyntheticWorld(Sequence[SyntheticQuestion]):
+class SyntheticWorld(Sequence):
     """The questions of one split, made when asked for; `world[i]` depends on nothing but its arguments."""
 
     def __init__(self, config: SyntheticConfig, seed: int, split: Split, questions: int | None = None):

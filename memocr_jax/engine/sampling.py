@@ -37,7 +37,7 @@ def sample_tokens(
     position: Int32[Array, "#B"] | Int32[Array, ""],
     sampling: RowSampling | SamplingConfig,
     eos_ids: tuple[int, ...],
-) -> tuple[Int32[Array, B], Float[Array, B]]:
+) -> tuple[Int32[Array, "B"], Float[Array, "B"]]:
     """One token per row, with its log-probability.
 
     The draw is Gumbel-max with the row's own key folded with its `position` (tokens that it has sampled so
@@ -72,14 +72,14 @@ def sample_tokens(
     return tokens, jnp.take_along_axis(logp, tokens[:, None], axis=-1)[:, 0]
 
 
-def _first_largest(x: Float[Array, "B V"]) -> Int32[Array, B]:
+def _first_largest(x: Float[Array, "B V"]) -> Int32[Array, "B"]:
     """jnp.argmax over the last axis, as two plain reductions: XLA's own takes ten times as long on a CPU."""
     places = jnp.arange(x.shape[-1], dtype=jnp.int32)
     largest = x == x.max(axis=-1, keepdims=True)
     return jnp.where(largest, places, x.shape[-1] - 1).min(axis=-1)
 
 
-def _gumbel(key: UInt32[Array, 2], position: Int32[Array, ""], size: int) -> Float[Array, V]:
+def _gumbel(key: UInt32[Array, "2"], position: Int32[Array, ""], size: int) -> Float[Array, "V"]:
     key = jax.random.wrap_key_data(key, impl="threefry2x32")
     return jax.random.gumbel(jax.random.fold_in(key, position), (size,), jnp.float32)
 

@@ -178,7 +178,7 @@ def vision_batch(
     windows: int | None = None,
     rows: int | None = None,
     settings: ImageSettings = ImageSettings(),
-) -> tuple[VisionBatch, list[Int32[np.ndarray, "M"]]]:
+) -> tuple[VisionBatch, list[Int32[np.ndarray, "_"]]]:
     """`pack_patches` of images at their own sizes."""
     prepared = [
         image if isinstance(image, Patches) else prepare_image(image, config, settings) for image in images
@@ -187,12 +187,12 @@ def vision_batch(
 
 
 def pack_patches(
-    patches: Sequence[Float[np.ndarray, "N features"]],
+    patches: Sequence[Float[np.ndarray, "_ features"]],
     grids: Sequence[tuple[int, int]],
     config: VisionConfig,
     windows: int | None = None,
     rows: int | None = None,
-) -> tuple[VisionBatch, list[Int32[np.ndarray, "M"]]]:
+) -> tuple[VisionBatch, list[Int32[np.ndarray, "_"]]]:
     """Arrange prepared images, one per row, in the padded-window layout.
 
     Args:

@@ -5,6 +5,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
+import numpy as np
+
+TokenIds = Sequence[int] | np.ndarray
+
 
 @dataclasses.dataclass(frozen=True)
 class Text:
@@ -24,7 +28,7 @@ class Special:
 class Tokens:
     """Token ids taken as they are (a chunk of the document)."""
 
-    ids: Sequence[int]
+    ids: TokenIds
 
 
 @dataclasses.dataclass(frozen=True)

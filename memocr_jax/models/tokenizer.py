@@ -12,7 +12,7 @@ from pathlib import Path
 from tokenizers import Tokenizer as _Backend
 
 from memocr_jax.core.errors import UserError
-from memocr_jax.models.prompt import Image, Prompt, Special, Text, Tokens
+from memocr_jax.models.prompt import Image, Prompt, Special, Text, TokenIds, Tokens
 
 SMALL_TOKENIZER = Path(__file__).parents[1] / "assets" / "tokenizer"
 """The project's own tokenizer (`python -m memocr_jax.build_tokenizer` makes it)."""
@@ -56,7 +56,7 @@ class Tokenizer:
         """Ids of plain text; names of control tokens inside it stay ordinary characters."""
         return self._plain.encode(text, add_special_tokens=False).ids
 
-    def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
+    def decode(self, ids: TokenIds, skip_special: bool = True) -> str:
         """Text of `ids`. Broken UTF-8 becomes U+FFFD; ids the tokenizer does not know are left out."""
         return self._full.decode([int(i) for i in ids], skip_special_tokens=skip_special)
 
