@@ -15,6 +15,7 @@ from collections.abc import Set
 _TILDE, _MARK = "\ufdd0", "\ufdd1"
 _SINGLE_TILDE = re.compile(r"(?<![~\\])~(?!~)")
 _FENCE = re.compile(r"^[\s>]*(?:`{3,}|~{3,})")
+_NUMBERED = re.compile(r"^([ \t>]*)(\d{1,9})([.)])(?=[ \t]|$)", re.M)
 _DELIMITERS = re.compile(r"^[\s>]*\|?\s*:?-+:?\s*(?:\|\s*:?-+:?\s*)*\|?\s*$")
 _CELL_END = re.compile(r"(?<!\\)\|")
 
@@ -35,14 +36,45 @@ _INFO = re.compile(r'<pre><code (?=[^<>]*class="language-([^"]*)")(?=[^<>]*data-
 
 def guard(text: str) -> str:
     """Markdown that no rule takes text from: a single `~` strikes nothing out, `[1]: Smith` defines no link,
-    and a table has as many columns as its longest row. Undone by `unguard`."""
+    a list has the numbers that were written, and a table as many columns as its longest row. Undone by
+    `unguard`."""
     text = _SINGLE_TILDE.sub(_TILDE, text).replace("]:", f"]{_MARK}:")
+    if _NUMBERED.search(text):
+        text = _own_numbers(text)
     return _wide_tables(text) if "|" in text and "-" in text else text
 
 
 def unguard(text: str) -> str:
     """What `guard` put in, taken out of the parser's output."""
     return text.replace(_TILDE, "~").replace(_MARK, "")
+
+
+def _own_numbers(text: str) -> str:
+    """Lists that have the numbers that were written: HTML counts by itself, so a new list begins at a jump.
+
+    CommonMark begins one where the sign behind the number changes (`5)` after `1.`); the sign is not drawn.
+    A list of nothing but `1.` is meant to be counted.
+    """
+    lines = text.split("\n")
+    fenced = False
+    before: dict[str, tuple[int, str, str]] = {}  # by indentation: number, sign as written, sign as parsed
+    for i, line in enumerate(lines):
+        if _FENCE.match(line):
+            fenced = not fenced
+        item = _NUMBERED.match(line)
+        above = lines[i - 1] if i else ""
+        # Below a line of a paragraph, a number at the start of the next one is a part of it.
+        if fenced or not item or (above[:1].strip() and not _NUMBERED.match(above)):
+            continue
+        indent, number, sign = item[1], int(item[2]), item[3]
+        parsed = sign
+        if indent in before:
+            last, written, parsed = before[indent]
+            if sign != written or not (number == last + 1 or number == last == 1):
+                parsed = ")" if parsed == "." else "."
+        before[indent] = number, sign, parsed
+        lines[i] = f"{line[: item.end() - 1]}{parsed}{line[item.end() :]}"
+    return "\n".join(lines)
 
 
 def _wide_tables(text: str) -> str:

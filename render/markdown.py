@@ -53,7 +53,7 @@ PROPERTIES = _words(
     margin-top margin-right margin-bottom margin-left padding-top padding-right padding-bottom padding-left
     border-top border-right border-bottom border-left"""
 )
-REVISION = 2
+REVISION = 3
 """Raised when the same memory becomes other HTML, so that no page drawn by older rules comes from a cache."""
 MAX_FONT_PX = 400
 """Largest font: above it a single glyph no longer fits on a page."""

@@ -113,6 +113,41 @@ def test_no_letter_is_lost_among_random_punctuation(show, memory):
     assert Counter("".join(words(text))) == Counter("".join(words(memory)))
 
 
+@pytest.mark.parametrize(
+    ("memory", "numbers"),
+    [
+        ("1. a\n2. b\n3. c", [1, 2, 3]),
+        ("3. a\n1. b\n7. c\n8. d", [3, 1, 7, 8]),
+        ("1. a\n\n5. b\n\n6. c", [1, 5, 6]),
+        ("1. a\n1. b\n1. c", [1, 2, 3]),
+        ("1) a\n4) b", [1, 4]),
+        ("2. a\n2. b\n4. c", [2, 2, 4]),
+        ("1. a\n2) b\n3) c", [1, 2, 3]),
+        ("1. a\n   1. x\n   4. y\n2. b\n   1. z", [1, 1, 4, 2, 1]),
+        ("> 2. a\n> 9. b", [2, 9]),
+    ],
+)
+def test_a_list_has_the_numbers_that_were_written(memory, numbers):
+    found, counts = [], []
+    for tag, start in re.findall(r'<(ol|li|/ol)(?: start="(\d+)")?>', to_html(memory, "markdown")):
+        if tag == "ol":
+            counts.append(int(start or 1))
+        elif tag == "/ol":
+            counts.pop()
+        else:
+            found.append(counts[-1])
+            counts[-1] += 1
+    assert found == numbers
+
+
+@pytest.mark.parametrize(
+    "memory",
+    ["1. a\n\nborn in\n1986. Then", "```\n1. a\n5. b\n```", "Founded in\n1986. Closed in\n2001. Sold."],
+)
+def test_numbers_elsewhere_are_not_touched(memory):
+    assert ")" not in to_html(memory, "markdown")
+
+
 def test_a_long_row_does_not_change_a_table_in_code():
     code = "```\n|a|b|\n|-|-|\n|1|2|3|\n```"
     assert "|a|b|\n|-|-|\n|1|2|3|" in to_html(code, "markdown")
