@@ -139,7 +139,7 @@ def print_plan(plan: Plan) -> None:
         times = p.times(topology)
         slowest = max(times, key=times.get)
         exchanged = (
-            f"{c.kind} {c.count:.0f}, {p.share * c.bytes / GIB:.2f}, {c.devices}"
+            f"{c.kind} {c.count:.0f}, {c.bytes / GIB:.2f}, {c.devices}"
             + (f" on {c.nodes} nodes" if c.nodes > 1 else "")
             for c in f.collectives
             if c.bytes > 1e6

@@ -23,6 +23,7 @@ from memocr_jax.plan.programs import PlannedRun
 from memocr_jax.plan.roofline import Facts, Program
 from memocr_jax.plan.turns import loads_of
 from memocr_jax.rl.pack import Shape
+from render.errors import CommandError
 from tests.waiting import LIMIT_S
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -262,7 +263,7 @@ def test_a_plan_that_is_compiled_for_the_cpu(capsys, tmp_path):
     ],
 )
 def test_the_command_says_what_is_wrong(arguments, words):
-    with pytest.raises(UserError) as error:
+    with pytest.raises((UserError, CommandError)) as error:
         main([*COMMAND, *MODEL, *arguments, "--arithmetic"])
     assert all(word in str(error.value) for word in words), str(error.value)
 

@@ -78,9 +78,8 @@ class Program:
             c.count * topology.collective_s(c.kind, c.bytes / c.count, c.devices, c.nodes)
             for c in facts.collectives
         )
-        times = {
-            "compute_s": facts.flops / topology.chip.flops_s,
-            "memory_s": facts.bytes / topology.chip.hbm_bytes_s,
-            "communication_s": communication,
+        return {
+            "compute_s": self.share * facts.flops / topology.chip.flops_s,
+            "memory_s": self.share * facts.bytes / topology.chip.hbm_bytes_s,
+            "communication_s": communication,  # weights are gathered whatever the length of the rows
         }
-        return {name: self.share * seconds for name, seconds in times.items()}
