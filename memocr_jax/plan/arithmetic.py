@@ -1,7 +1,8 @@
 """Memory and work of a run's programs by formulas, for where nothing can compile them.
 
 They keep what is large: stored layer inputs, the working set of one layer, the head's chunk, caches. They
-know nothing of communication; compiled programs move two to four times their bytes. All is of one device.
+know nothing of communication. Memory and operations are near those of compiled programs; these move 4 to 30
+times the bytes (docs/plans.md), so that times by formulas are too short. All is of one device.
 """
 
 from __future__ import annotations
