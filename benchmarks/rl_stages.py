@@ -21,7 +21,8 @@ def stage_results(args: Any) -> dict[str, Any]:
     """Medians over steps of the main job with its real Chromium, everything else as in training."""
     from memocr_jax.agent.system import build_system
     from memocr_jax.core.metrics import Stopwatch
-    from memocr_jax.data.loader import QuestionOrder, load_examples
+    from memocr_jax.data.loader import load_examples
+    from memocr_jax.data.pipeline import ExampleStream
     from memocr_jax.rl.step import rollout, update
     from memocr_jax.rl.update import Learner
 
@@ -30,19 +31,17 @@ def stage_results(args: Any) -> dict[str, Any]:
     config = _config()
     system = build_system(config)
     examples = load_examples(config.data, system.tokenizer, "train")
-    order = QuestionOrder(len(examples), config.rl.questions_per_step, config.run.seed)
     stopwatch = Stopwatch()
     initial = system.initial_params()
     learner = Learner(config, system.model, system.mesh, initial, stopwatch)
     state = learner.init(initial)
     steps: list[dict[str, float]] = []
-    with system.agent(stopwatch) as agent:
+    with system.agent(stopwatch) as agent, ExampleStream.of_run(config, examples) as stream:
         for step in range(1, WARM_UP + args.repeats + 1):
             started = time.perf_counter()
             with stopwatch("reshard"):
                 policy = system.sampler_params(learner.policy_params(state))
-            questions = [examples[i] for i in order[step - 1]]
-            result = rollout(agent, policy, questions, config.rl, config.sampling, step)
+            result = rollout(agent, policy, stream.take(step), config.rl, config.sampling, step)
             state = update(learner, state, result, config.rl.minibatch_questions)[0].state
             steps.append({**stopwatch.take(), "step": time.perf_counter() - started})
     steps = steps[WARM_UP:]

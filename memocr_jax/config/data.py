@@ -8,8 +8,9 @@ from __future__ import annotations
 import dataclasses
 from typing import Annotated, Literal
 
-from annotated_types import Ge
+from annotated_types import Ge, Interval
 
+from memocr_jax.config.answers import KEEPS_ANSWERS
 from memocr_jax.core.errors import UserError
 from render.bounds import NonNegativeInt, PositiveInt, out_of_bounds
 
@@ -119,7 +120,12 @@ class DataConfig:
     strict: bool = True
     """Stop at the first malformed row; otherwise skip such rows and report their number."""
     seed: NonNegativeInt = 0
-    """Seed of the synthetic world, of the choice and order of filler, and of the order of questions."""
+    """Seed of the synthetic world, and of the choice and order of filler. (The order in which training takes
+    the questions follows from run.seed.)"""
+    workers: Annotated[int, Interval(ge=0, le=64), KEEPS_ANSWERS] = 0
+    """Processes that assemble and tokenise the documents of training ahead of their use, each with a copy of
+    the questions. 0 = two threads of the training process, which is enough as long as a step's `time/data_s`
+    is small."""
     synthetic: SyntheticConfig = dataclasses.field(default_factory=SyntheticConfig)
     """The synthetic world (source `synthetic` only)."""
 

@@ -11,7 +11,7 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
@@ -138,13 +138,3 @@ def code_version() -> str:
     for path in sorted(package.rglob("*.py")):
         digest.update(str(path.relative_to(package)).encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
-
-
-def own_share(indices: Sequence[int], part: int, process: int, processes: int) -> list[int]:
-    """The questions of a step that a process takes: its equal share of each mini-batch of `part` questions.
-
-    Mini-batches hold the same questions whatever the number of processes, which must divide `part`.
-    """
-    share = part // processes
-    starts = range(process * share, len(indices), part)
-    return [index for start in starts for index in indices[start : start + share]]

@@ -1,10 +1,10 @@
-"""Examples for training and evaluation, and the order in which steps take them."""
+"""Examples for training and evaluation, made from any source."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 
-import grain
 import numpy as np
 
 from memocr_jax.config.data import DataConfig
@@ -23,17 +23,25 @@ from memocr_jax.models.tokenizer import Tokenizer
 class Examples(Sequence[QaExample]):
     """Questions that become examples when asked for; `examples[i]` is the same every time."""
 
-    def __init__(self, questions: Sequence, make: Callable[..., QaExample], problems: Sequence[str] = ()):
+    def __init__(
+        self,
+        questions: Sequence,
+        make: Callable[..., QaExample],
+        numbers: range | None = None,
+        problems: Sequence[str] = (),
+    ):
+        """`make` takes a question; `numbers` says which of the questions are used (default: all)."""
         self._questions = questions
         self._make = make
+        self._numbers = range(len(questions)) if numbers is None else numbers
         self.problems = tuple(problems)
         """Rows that were left out (lenient reading only): file, line, field."""
 
     def __len__(self) -> int:
-        return len(self._questions)
+        return len(self._numbers)
 
     def __getitem__(self, index: int) -> QaExample:
-        return self._make(self._questions[index])
+        return self._make(self._questions[self._numbers[index]])
 
 
 def load_examples(config: DataConfig, tokenizer: Tokenizer, split: Split) -> Examples:
@@ -47,45 +55,13 @@ def load_examples(config: DataConfig, tokenizer: Tokenizer, split: Split) -> Exa
         number = config.synthetic.questions if split == "train" else config.validation_questions
         number = min(number, config.limit) if split == "train" and config.limit else number
         world = SyntheticWorld(config.synthetic, config.seed, split, number)
-        return Examples(world, lambda question: _synthetic_example(question, config, tokenizer))
+        return Examples(world, functools.partial(_synthetic_example, config=config, tokenizer=tokenizer))
     questions, numbers, problems = _split_rows(config, split)
     if split == "train" and config.limit:
         numbers = numbers[: config.limit]
     builder = ContextBuilder(_pool(config, questions), tokenizer, config.seed)
-    return Examples(
-        numbers, lambda number: _source_example(questions[number], config, tokenizer, builder), problems
-    )
-
-
-class QuestionOrder:
-    """Which questions each step takes: `order[step]` is i64[questions_per_step], indices into the examples.
-
-    Every epoch is a new shuffle; questions left over at its end wait for the next one, so a step never takes
-    a question twice. Any step can be asked for directly: resuming needs nothing but the step's number.
-    """
-
-    def __init__(self, num_questions: int, questions_per_step: int, seed: int):
-        if num_questions < questions_per_step:
-            raise UserError(
-                f"rl.questions_per_step: {questions_per_step}, but there are only {num_questions} questions; "
-                "lower it or give more data"
-            )
-        self.dataset = (
-            grain.MapDataset.range(num_questions)
-            .seed(seed)
-            .shuffle()
-            .batch(questions_per_step, drop_remainder=True)
-            .repeat()
-        )
-        self.steps_per_epoch = num_questions // questions_per_step
-
-    def __getitem__(self, step: int) -> np.ndarray:
-        return self.dataset[step]
-
-
-def question_order(num_questions: int, questions_per_step: int, seed: int) -> QuestionOrder:
-    """The order of questions for a run; see `QuestionOrder`."""
-    return QuestionOrder(num_questions, questions_per_step, seed)
+    make = functools.partial(_source_example, config=config, tokenizer=tokenizer, builder=builder)
+    return Examples(questions, make, numbers, problems)
 
 
 def _synthetic_example(question: SyntheticQuestion, config: DataConfig, tokenizer: Tokenizer) -> QaExample:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,43 +33,25 @@ def remembered_theme(config: Config, meta: Meta | None, say: Callable[[str], Non
     return begun
 
 
-def order_of(config: Config, questions: int) -> dict[str, Any]:
-    """What the order of questions depends on."""
-    return {
-        "run.seed": config.run.seed,
-        "number of questions": questions,
-        "rl.questions_per_step": config.rl.questions_per_step,
-    }
-
-
 def meta_of(
-    state: TrainState, model: Qwen25VLConfig, base: str, order: dict[str, Any], render: RenderSettings
+    state: TrainState, model: Qwen25VLConfig, base: str, place: dict[str, Any], render: RenderSettings
 ) -> Meta:
-    """What a checkpoint of `state` says about itself."""
+    """What a checkpoint of `state` says about itself; `place` is that in the stream of examples."""
     return Meta(
         state.step,
         state.updates,
         model.to_dict(),
         theme_css=render.theme_css,
-        order=order,
+        order=place,
         skipped_in_row=state.skipped_in_row,
         base=base,
     )
 
 
-def require_same_run(
-    config: Config, meta: Meta, model: Qwen25VLConfig, base: str, order: Mapping[str, Any]
-) -> None:
-    """Raise UserError when a checkpoint is of another model, of adapters to another base (`Learner.base`), or
-    of a run that takes its questions in another order."""
+def require_same_run(config: Config, meta: Meta, model: Qwen25VLConfig, base: str) -> None:
+    """Raise UserError when a checkpoint is of another model, or its adapters of another `Learner.base`."""
     require_same_model(meta, model, config.run.dir)
     require_same_base(meta, base, config)
-    for name, now in order.items():
-        if meta.order and meta.order[name] != now:
-            raise UserError(
-                f"{config.run.dir}: its checkpoint was made with {name} {meta.order[name]}, now it is {now}, "
-                "which changes the order of questions; set it back, or use another --run.dir or --run.fresh"
-            )
 
 
 def restored(

@@ -14,9 +14,10 @@ from memocr_jax.agent.agent import Agent
 from memocr_jax.agent.system import System, build_system, parameter_count
 from memocr_jax.config import Config
 from memocr_jax.core.metrics import Stopwatch
-from memocr_jax.core.processes import is_main, own_share, together
+from memocr_jax.core.processes import is_main, together
 from memocr_jax.core.types import QaExample
-from memocr_jax.data.loader import Examples, QuestionOrder, load_examples
+from memocr_jax.data.loader import load_examples
+from memocr_jax.data.pipeline import ExampleStream
 from memocr_jax.evaluation.validation import Validation
 from memocr_jax.report import write_about, write_report
 from memocr_jax.rl import health, resume, step_metrics
@@ -47,8 +48,7 @@ class Run:
     operations: Operations
     place: RunPlace
     stopwatch: Stopwatch
-    _examples: Examples
-    _order: QuestionOrder
+    _stream: ExampleStream
     _render: RenderSettings
     _checkpoints: Checkpoints
     _progress: TrainProgress
@@ -63,9 +63,9 @@ class Run:
         return start
 
     def questions(self, step: int) -> list[QaExample]:
-        """The questions of a step that this process samples."""
-        part, ours = self.config.rl.minibatch_questions, (jax.process_index(), jax.process_count())
-        return [self._examples[i] for i in own_share(self._order[step - 1].tolist(), part, *ours)]
+        """The questions of a step that this process samples, with their documents."""
+        with self.stopwatch("data"):
+            return self._stream.take(step)
 
     @property
     def minibatch_questions(self) -> int:
@@ -98,8 +98,8 @@ class Run:
         items = self.learner.checkpoint_items(state)
         if next_policy is not None:
             items["next_policy"] = next_policy
-        order = resume.order_of(self.config, len(self._examples))
-        meta = resume.meta_of(state, self.system.model, self.learner.base, order, self._render)
+        place = self._stream.state(state.step)
+        meta = resume.meta_of(state, self.system.model, self.learner.base, place, self._render)
         with self.operations.goodput.stage("checkpoint"):
             self._checkpoints.save(meta, items, score)
 
@@ -122,10 +122,11 @@ def open_run(config: Config) -> Iterator[Run]:
     examples = together(lambda: load_examples(config.data, system.tokenizer, "train"))
     together(lambda: health.require_equal_shares(config, jax.process_count()))
     health.require_alike(config, examples)
-    order = QuestionOrder(len(examples), config.rl.questions_per_step, config.run.seed)
     stopwatch = Stopwatch()
 
     with contextlib.ExitStack() as stack:
+        stream = stack.enter_context(ExampleStream.of_run(config, examples))
+
         # Where everything is written, and who watches.
         run, ours = config.run, (jax.process_index(), jax.process_count())
         place = together(lambda: stack.enter_context(RunPlace(run.dir, run.staging, run.fresh, *ours)))
@@ -154,10 +155,11 @@ def open_run(config: Config) -> Iterator[Run]:
             initial = system.initial_params()
             learner = Learner(config, system.model, system.mesh, initial, stopwatch)
             if meta is None:
+                stream.start(1)
                 state, next_policy = learner.init(initial), None
             else:
-                order_now = resume.order_of(config, len(examples))
-                resume.require_same_run(config, meta, system.model, learner.base, order_now)
+                resume.require_same_run(config, meta, system.model, learner.base)
+                stream.resume(meta.order, meta.step, config.run.dir)
                 state, next_policy = resume.restored(config, learner, checkpoints, meta, initial)
         parameters = parameter_count(initial)
         del initial  # the reference policy, where one is needed, is the learner's
@@ -184,8 +186,7 @@ def open_run(config: Config) -> Iterator[Run]:
             operations,
             place,
             stopwatch,
-            _examples=examples,
-            _order=order,
+            _stream=stream,
             _render=render,
             _checkpoints=checkpoints,
             _progress=progress,

@@ -2,8 +2,8 @@
 
 `<run_dir>/checkpoints/<step>/` holds trees of arrays (`params`, `opt_state`, others that the learner names,
 and with rl.staleness `next_policy`, the weights that the next step is sampled with) and `meta` (JSON). A
-checkpoint that was not finished is never listed. Random streams and the order of questions are functions of
-the seed and the step, so the step is all that a run needs to go on with the same numbers.
+checkpoint that was not finished is never listed. Random streams are functions of the seed and the step, and
+`meta` holds the place in the stream of examples, so a run goes on with the same numbers.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Meta:
     theme_css: str = ""
     """Text of the theme that its pages were drawn with."""
     order: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """What the order of questions depends on: seed, number of questions, questions per step."""
+    """The place in the stream of examples (`data.pipeline.ExampleStream.state`)."""
     skipped_in_row: int = 0
     """Updates in a row that were skipped for a gradient that is not finite, up to this step."""
     base: str = ""

@@ -11,7 +11,7 @@ import pytest
 
 from memocr_jax.config import ProcessesConfig
 from memocr_jax.core.errors import UserError
-from memocr_jax.core.processes import code_version, gather, joined, own_share, require_same, together
+from memocr_jax.core.processes import code_version, gather, joined, require_same, together
 from tests.training_runs import (
     TRAIN,
     WITH_SIGNAL,
@@ -174,12 +174,3 @@ def test_two_tasks_join_by_what_their_launcher_says(launcher):
     for task in tasks:
         output, _ = task.communicate(timeout=LIMIT_S)
         assert task.returncode == 0 and "all [0, 1] devices 2" in output, output
-
-
-def test_mini_batches_hold_the_same_questions_for_any_number_of_processes():
-    questions = list(range(100, 112))  # 2 mini-batches of 6
-    shares = [own_share(questions, 6, process, 3) for process in range(3)]
-    assert shares == [[100, 101, 106, 107], [102, 103, 108, 109], [104, 105, 110, 111]]
-    for minibatch in range(2):
-        taken = {question for share in shares for question in share[2 * minibatch : 2 * minibatch + 2]}
-        assert taken == set(questions[6 * minibatch : 6 * minibatch + 6])

@@ -2,12 +2,10 @@ import dataclasses
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from memocr_jax.config.data import DataConfig, SyntheticConfig
 from memocr_jax.core.errors import UserError
-from memocr_jax.data.loader import load_examples, question_order
+from memocr_jax.data.loader import load_examples
 from memocr_jax.models.tokenizer import load_tokenizer
 
 SMALL = load_tokenizer()
@@ -116,30 +114,6 @@ def test_lenient_reading_reports_what_was_left_out(rows, write):
         load_examples(config, SMALL, "train")
     examples = load_examples(dataclasses.replace(config, strict=False), SMALL, "train")
     assert len(examples) == 36 and examples.problems == (f"{path}:41: golden_answers: missing",)
-
-
-@settings(max_examples=30)
-@given(st.integers(1, 60), st.integers(1, 12), st.integers(0, 5))
-def test_an_epoch_takes_every_question_at_most_once(number, per_step, seed):
-    if number < per_step:
-        with pytest.raises(UserError, match=r"^rl\.questions_per_step"):
-            question_order(number, per_step, seed)
-        return
-    order = question_order(number, per_step, seed)
-    assert order.steps_per_epoch == number // per_step
-    for epoch in range(3):
-        steps = [order[epoch * order.steps_per_epoch + i] for i in range(order.steps_per_epoch)]
-        taken = np.concatenate(steps).tolist()
-        assert len(taken) == len(set(taken)) == order.steps_per_epoch * per_step
-        assert set(taken) <= set(range(number))
-
-
-def test_the_order_is_random_seeded_and_can_be_entered_anywhere():
-    order = question_order(100, 8, seed=1)
-    first = [order[step].tolist() for step in range(30)]
-    assert [question_order(100, 8, seed=1)[step].tolist() for step in reversed(range(30))] == first[::-1]
-    assert question_order(100, 8, seed=2)[0].tolist() != first[0]
-    assert first[0] != first[12], "each epoch is shuffled anew"
 
 
 def test_real_hotpotqa_in_several_chunks(shared_dir):
