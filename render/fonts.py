@@ -17,6 +17,7 @@ import os
 import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
+from xml.sax.saxutils import escape
 
 from render.errors import RenderError
 from render.markdown import invisible
@@ -65,7 +66,9 @@ def _folder(package: str) -> Path:
     """Where a package keeps its files; the package itself is not imported."""
     spec = importlib.util.find_spec(package.replace("-", "_"))
     if spec is None or not spec.submodule_search_locations:
-        raise RenderError(f"fonts of the pages come with {package}, which is missing: pip install {package}")
+        raise RenderError(
+            f"fonts of the pages come with {package}, which is missing: pip install -e . brings it"
+        )
     folder = Path(spec.submodule_search_locations[0])
     return folder / "mpl-data" / "fonts" / "ttf" if package == "matplotlib" else folder
 
@@ -130,16 +133,12 @@ def fontconfig() -> str:
     folders = sorted(
         {str(path.parent) for name in {p for p, _ in FAMILIES.values()} for path in _files()[name]}
     )
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "fontconfig")
-    parts = [f"<dir>{_xml(folder)}</dir>" for folder in folders] + [
-        f"<cachedir>{_xml(str(cache))}</cachedir>"
-    ]
+    # Where there is no home this may not exist, and the folders are read again by each browser.
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    parts = [f"<dir>{escape(folder)}</dir>" for folder in folders]
+    parts.append(f"<cachedir>{escape(cache)}/fontconfig</cachedir>")
     head = '<?xml version="1.0"?><!DOCTYPE fontconfig SYSTEM "fonts.dtd">'
     return f"{head}<fontconfig>{''.join(parts)}</fontconfig>"
-
-
-def _xml(text: str) -> str:
-    return text.replace("&", "&amp;").replace("<", "&lt;")
 
 
 @functools.cache
@@ -153,13 +152,10 @@ def _characters(path: Path) -> frozenset[int]:
 def missing_glyphs(text: str) -> list[str]:
     """Characters of `text` that no font draws, each once, in order of code point."""
     missing = {c for c in text if ord(c) > 0x7E}
-    for path in (_folder("matplotlib") / "DejaVuSans.ttf", *(p for name, p in _families())):
+    families = [_folder(package) / name for package, name in FAMILIES.values()]
+    for path in (_folder("matplotlib") / "DejaVuSans.ttf", *families):
         if missing:
             covered = _characters(path)
             missing = {c for c in missing if ord(c) not in covered and not invisible(c)}
     # A combining mark is drawn with its base: HarfBuzz composes where the font has the composed letter.
     return sorted(c for c in missing if not unicodedata.combining(c) or unicodedata.normalize("NFC", c) == c)
-
-
-def _families() -> list[tuple[str, Path]]:
-    return [(family, _folder(package) / name) for family, (package, name) in FAMILIES.items()]
