@@ -2,7 +2,9 @@
 
 `MemoryAgent` reads a long document and answers from a memory drawn as a page; `from_pretrained`, `logits` and
 `generate` use a Qwen2.5-VL checkpoint directly; `read_image` gives the pixels of an image file. The commands
-are `python -m memocr_jax.train`, `.evaluate`, `.ask`, `.serve`, `.convert` and `.bench`.
+are modules: `python -m memocr_jax.train`, `warmup`, `evaluate`, `analyze`, `ablate`, `story`, `ask`, `serve`,
+`convert`, `compile_plan`, `report`, `data`, `build_tokenizer` and `build_nano_tokenizer`. `--help` explains
+each.
 """
 
 import importlib

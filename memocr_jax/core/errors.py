@@ -1,4 +1,4 @@
-"""The one exception for what a user can put right."""
+"""The exception for mistakes that a user can correct."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ class Metrics:
 
     @classmethod
     def merged(cls, everyone: Iterable[dict[str, dict]]) -> Metrics:
-        """The metrics of all from the `parts` of each."""
+        """The metrics of all processes, from the `parts` of each."""
         merged = cls()
         for parts in everyone:
             for name, (total, weight) in parts["means"].items():

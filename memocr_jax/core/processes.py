@@ -26,9 +26,8 @@ T = TypeVar("T")
 DETECTION = {"slurm": "slurm", "tpu_vm": "gcetpu", "gke_tpu": "gketpu", "jobset": "k8s", "mpi": "ompi"}
 """`processes.launcher` -> the name by which jax.distributed knows that environment."""
 
-
 TASKS_ON_A_HOST = {"slurm": "SLURM_STEP_TASKS_PER_NODE", "mpi": "OMPI_COMM_WORLD_LOCAL_SIZE"}
-"""Where these launchers say how many tasks share a host ("1", "1(x8)")."""
+"""Launcher -> the environment variable that says how many of its tasks share a host ("1", "1(x8)")."""
 
 
 @runtime_checkable
@@ -43,7 +42,7 @@ class ProcessesSettings(Protocol):
 
 @contextlib.contextmanager
 def joined(settings: ProcessesSettings) -> Iterator[None]:
-    """Join the other processes of this job, and leave them at the end. Before JAX touches a device.
+    """Join the other processes of this job, and leave them at the end. Call it before JAX uses a device.
 
     Raises UserError when the launcher's environment is not there.
     """
@@ -77,19 +76,19 @@ def joined(settings: ProcessesSettings) -> Iterator[None]:
 
 
 def is_main() -> bool:
-    """Whether this process writes what there is to write once."""
+    """Whether this process is the first, which writes the run's files."""
     return jax.process_index() == 0
 
 
 def gather(value: Any) -> list[Any]:
-    """The values (anything JSON holds) of every process, in their order, on every process."""
+    """Give every process the values (anything JSON can hold) of all processes, in their order."""
     if jax.process_count() == 1:
         return [value]
     from jax.experimental.multihost_utils import process_allgather
 
     data = np.frombuffer(json.dumps(value).encode(), np.uint8)
-    # What is gathered goes through the devices, without JAX's explicit calls: a guard of the caller's is for
-    # other transfers.
+    # JAX gathers through the devices, with transfers that are not explicit. The caller's transfer guard is
+    # not meant for them.
     with jax.transfer_guard("allow"):
         sizes = process_allgather(np.array(len(data), np.int32))
         padded = np.zeros(int(sizes.max()), np.uint8)
@@ -100,7 +99,7 @@ def gather(value: Any) -> list[Any]:
 
 def require_same(**values: Any) -> None:
     """Raise UserError, on every process, when one of the named values differs between processes."""
-    # Through JSON and back, as the others' values come.
+    # Through JSON and back, as the values of the other processes are.
     everyone = gather(json.loads(json.dumps(values)))
     for name in values:
         for process, theirs in enumerate(everyone):
@@ -112,7 +111,7 @@ def require_same(**values: Any) -> None:
 
 
 def together(make: Callable[[], T]) -> T:
-    """`make()` on every process; when a user's error stops it on one, all raise it.
+    """Call `make()` on every process; a UserError on one process is raised on all of them.
 
     A process that raised alone would leave the others waiting for it.
     """

@@ -70,10 +70,10 @@ def make_mesh(config: MeshSizes, devices: Sequence[jax.Device] | None = None) ->
 
 
 def by_process(devices: Sequence[jax.Device]) -> list[jax.Device]:
-    """Devices with those of a process next to each other.
+    """The devices, in an order in which those of a process follow each other.
 
     So `tensor` stays within a host and a process's rows of a batch follow each other (`own_rows`).
-    jax.make_mesh goes by the torus instead: over a v5e slice of 16 x 16 it lays `tensor` 4 across two hosts,
+    jax.make_mesh follows the torus instead: over a v5e slice of 16 x 16 it lays `tensor` 4 across two hosts,
     and over a v6e of 8 x 8 it finds no place for it.
     """
     return sorted(devices, key=lambda device: (device.process_index, device.id))
@@ -283,7 +283,8 @@ def tensor_shards(mesh: Mesh) -> int:
 
 
 def per_device(function: Any, mesh: Mesh | None, rows: int, kv_heads: int) -> Any:
-    """`function(q, k, v, segments)` of [rows, length, heads, dim] arrays on every device for itself.
+    """Run `function(q, k, v, segments)` on every device, for its own part of [rows, length, heads, dim]
+    arrays.
 
     For kernels that the compiler cannot split. Rows and heads that do not divide stay whole.
     """

@@ -28,11 +28,11 @@ def group_advantages(
 
 
 def read_advantages(advantage: Float[np.ndarray, "Q G A"], weights: Sequence[float]) -> np.ndarray:
-    """[Q, G, A]: what the read turn of each objective is trained with, w_k A_k."""
+    """[Q, G, A]: the advantage that the read turn of each objective is trained with, w_k A_k."""
     return advantage * np.asarray(weights, np.float64)
 
 
 def draft_advantages(advantage: Float[np.ndarray, "Q G A"], weights: Sequence[float]) -> np.ndarray:
-    """[Q, G]: what every draft turn of a sample is trained with, sum_k w_k A_k / sum_k w_k."""
+    """[Q, G]: the advantage of every draft turn of a sample, sum_k w_k A_k / sum_k w_k."""
     weights = np.asarray(weights, np.float64)
     return (advantage * weights).sum(axis=-1) / weights.sum()

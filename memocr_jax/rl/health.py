@@ -35,7 +35,7 @@ def require_alike(config: Config, examples: Examples) -> None:
         return
     settings = to_tree(config)
     del settings["processes"]["index"]
-    # Some of the questions tell one set from another.
+    # Some of the questions are enough to tell two data sets apart.
     some = range(0, len(examples), -(-len(examples) // 16))
     data = [len(examples), *((examples[i].example_id, examples[i].document_tokens) for i in some)]
     require_same(code=code_version(), configuration=settings, data=data)
@@ -48,7 +48,7 @@ def failure(
     updated: Update,
     minibatches: Sequence[MiniBatch],
 ) -> str | None:
-    """Why the run must stop after this step, or None. A batch without a finite gradient is saved then."""
+    """Why the run must stop after this step, or None. Saves the batch whose gradient was not finite."""
     health, skipped = config.health, updated.state.skipped_in_row
     if health.max_skipped_updates and skipped >= health.max_skipped_updates:
         path = run_dir / "failed" / f"step_{updated.state.step:06d}_process_{jax.process_index()}.npz"
@@ -56,8 +56,8 @@ def failure(
         save_minibatch(path, minibatches[updated.skipped[-1]])
         return (
             f"health.max_skipped_updates: {skipped} updates in a row had a loss or a "
-            f"gradient that is not finite; the last batch is in {path}, the weights before them in the "
-            "checkpoint; lower optimizer.learning_rate or use model.dtype float32"
+            f"gradient that is not finite; the last batch is in {path}; the checkpoint has "
+            "the weights before these updates; lower optimizer.learning_rate or use model.dtype float32"
         )
     memories = config.rl.questions_per_step * config.rl.group_size
     if metrics["render/failed"] > health.max_failed_pages * memories:

@@ -31,20 +31,20 @@ class Denominators(NamedTuple):
 
 
 class PolicyLoss(NamedTuple):
-    """What `policy_loss` says of every sampled token; 0 or False at padding."""
+    """What `policy_loss` computes for every sampled token; 0 or False at padding."""
 
     loss: Float[Array, "B T"]
     ratio: Float[Array, "B T"]
     """The probability ratio that was clipped: the token's own, or its turn's."""
     clipped_low: Bool[Array, "B T"]
-    """The lower clip is active: the token pushes no more."""
+    """Whether the lower clip is active, so that the token has no gradient."""
     clipped_high: Bool[Array, "B T"]
     dual_clipped: Bool[Array, "B T"]
-    """The bound of dual clip is active."""
+    """Whether the bound of dual clip is active."""
     tis_weight: Float[Array, "B T"]
     """1 where there is no importance weight."""
     tis_truncated: Bool[Array, "B T"]
-    """The importance weight was cut to `tis_cap`."""
+    """Whether the importance weight was cut to `tis_cap`."""
 
 
 _PER_TOKEN = ("ratio", "clipped_low", "clipped_high", "dual_clipped", "tis_weight", "tis_truncated")
@@ -70,8 +70,8 @@ def grpo_loss(
         old_logp: of the policy that the step's updates start from; None where that is the same policy.
         ref_logp: of the reference; None without a KL term.
         denominators: of the whole mini-batch.
-        at_start: 1 where the policy is still the one that the step began with, whose gap to the sampler is
-            measured; else 0.
+        at_start: 1 while the policy is still the one that the step began with, else 0. Only that policy's gap
+            to the sampler is measured.
     """
     mask = batch.loss_mask
     now = jax.lax.stop_gradient(logp)
@@ -177,8 +177,8 @@ def tis_weight(
 ) -> tuple[Float[Array, "B T"], Bool[Array, "B T"]]:
     """Truncated importance weight min(old / sampler, cap) of every token, and where it was truncated.
 
-    Truncation bounds the variance (Ionides, 2008; rho-bar of V-trace, arXiv 1802.01561). No gradient goes
-    through. `cap` 0 is off: all weights are 1.
+    Truncation bounds the variance (Ionides, 2008; rho-bar of V-trace, arXiv 1802.01561). The weights have no
+    gradient. `cap` 0 is off: all weights are 1.
     """
     if not cap:
         return jnp.ones_like(old_logp), jnp.zeros(old_logp.shape, bool)

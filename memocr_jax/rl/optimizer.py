@@ -13,7 +13,7 @@ from memocr_jax.core.sharding import replicated
 STACKS = ("layers", "blocks")
 """Modules whose parameters have a leading axis of layers."""
 TABLES = ("embed_tokens", "lm_head")
-"""Parameters with a row per token: a lookup, not a map."""
+"""Parameters that are tables with a row for each token. Muon is for matrices that multiply."""
 
 
 def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
@@ -71,8 +71,8 @@ def abstract_optimizer(
 def muon_dimensions(params):
     """For every parameter, which axes Muon (arXiv 2502.16982) takes as the rows and columns of a matrix.
 
-    None, and so AdamW: norms, biases and the tables of tokens. A linear map is [out, in], a patch embedding
-    is a map from a whole patch; layers of a stack are apart.
+    None means AdamW: norms, biases and the tables of tokens. A linear map is [out, in], a patch embedding is
+    one map from a whole patch, and each layer of a stack is a matrix of its own.
     """
 
     def dimensions(path, x):

@@ -1,4 +1,4 @@
-"""Turns to training batches: turns that share a prefix are packed in one row (arXiv 2506.05433).
+"""Packs turns into training batches: turns that share a prefix share a row (arXiv 2506.05433).
 
 Every process packs the turns of its own questions (`pack_turns`). A micro-batch of the global mesh takes rows
 of all processes, so all must have micro-batches of the same shapes in the same order, and the denominators
@@ -63,7 +63,7 @@ class Packing:
 
     @classmethod
     def of(cls, config: Config, model: Qwen25VLConfig) -> Packing:
-        """How a run packs: `rows` are this process's share of `train.micro_batch_rows`."""
+        """The packing of a run; `rows` is this process's share of `train.micro_batch_rows`."""
         train = config.train
         return cls(
             model,
@@ -100,7 +100,7 @@ def pack_turns(turns: Sequence[Trained], packing: Packing) -> MiniBatch:
 
 
 def micro_batches(turns: Sequence[T], packing: Packing) -> list[tuple[Shape, list[list[T]]]]:
-    """Which turns share a row, and which rows a micro-batch: its shape, and the turns of each of its rows.
+    """Arrange turns in rows, and rows in micro-batches: (shape, turns of each row) of every micro-batch.
 
     Turns with the same prefix and image share a row as far as `max_row_tokens` allows. Rows of like size form
     micro-batches of at most `packing.rows` rows. A row's turns are numbered in its order (`sequence`).
@@ -112,7 +112,7 @@ def micro_batches(turns: Sequence[T], packing: Packing) -> list[tuple[Shape, lis
     arranged = []
     for shape in sorted(by_shape, reverse=True):
         same = by_shape[shape]
-        # Slots that would be padding take rows of smaller shapes instead.
+        # Rows of smaller shapes fill the slots that would be padding.
         for smaller in (s for s in sorted(by_shape, reverse=True) if _fits(s, shape)):
             while len(same) % packing.rows and by_shape[smaller]:
                 same.append(by_shape[smaller].pop())
@@ -121,7 +121,7 @@ def micro_batches(turns: Sequence[T], packing: Packing) -> list[tuple[Shape, lis
 
 
 def save_minibatch(path: str | Path, minibatch: MiniBatch) -> None:
-    """Write a mini-batch (this process's rows) as a compressed .npz, for someone to look into."""
+    """Write a mini-batch (this process's rows) as a compressed .npz, to be inspected."""
     arrays = {name: np.asarray(getattr(minibatch, name)) for name in _COUNTS}
     for i, batch in enumerate(minibatch.batches):
         vision = {} if batch.vision is None else batch.vision._asdict()
@@ -168,9 +168,9 @@ def _sibling(turn: Turn) -> np.ndarray:
 
 
 def _split(group: list[T], packing: Packing) -> list[list[T]]:
-    """Cut a group into rows of at most `max_row_tokens`; a sibling that is too long alone is a row alone."""
+    """Cut a group into rows of at most `max_row_tokens`; a longer sibling gets a row of its own."""
     if packing.row_layout == "aligned":
-        # Like lengths together; the first of a row is its longest.
+        # Siblings of like length share a row; the first of a row is its longest.
         group = sorted(group, key=lambda t: -len(_sibling(t.turn)))
     parts: list[list[T]] = [[]]
     for t in group:
@@ -196,7 +196,7 @@ def _layout(row: Sequence[Trained], packing: Packing) -> RowLayout:
 
 
 class Shape(NamedTuple):
-    """What decides which executable takes a row or a micro-batch."""
+    """The sizes that decide which executable a row or a micro-batch runs in."""
 
     windows: int
     length: int
@@ -273,7 +273,8 @@ def pack_rows(rows: Sequence[Sequence[Trained]], shape: Shape, packing: Packing)
             completion = t.turn.completion
             n = len(completion.tokens)
             span = slice(filled, filled + n)
-            # The logits at a token's predecessor made it; suffixes are never empty, so it is own.
+            # A token is sampled from the logits at its predecessor, which is the sibling's own: no suffix is
+            # empty.
             predict_pos[b, span] = end - n - 1 + np.arange(n)
             target[b, span] = completion.tokens
             sequence[b, span] = k
@@ -298,9 +299,10 @@ def pack_rows(rows: Sequence[Sequence[Trained]], shape: Shape, packing: Packing)
 
 
 def agree(minibatches: Sequence[MiniBatch], packing: Packing, mesh: jax.sharding.Mesh) -> list[MiniBatch]:
-    """The mini-batches with the micro-batches that other processes have and the sums over all processes.
+    """The mini-batches with empty micro-batches where only other processes have rows, and with counts summed
+    over all processes.
 
-    One exchange of a few bytes for the whole step. All processes must pass as many mini-batches.
+    One exchange of a few bytes serves the whole step. All processes must pass equally many mini-batches.
     """
     if jax.process_count() == 1:
         return list(minibatches)
@@ -342,7 +344,7 @@ def _agreed(minibatch: MiniBatch, everyone: Sequence[dict], packing: Packing, bl
 
 
 def _at_block(batch: TrainBatch, block: int, merge_unit: int) -> TrainBatch:
-    """The batch as the `block`-th part of a global one: its image features come after those before it."""
+    """The batch as part number `block` of a global one: its image features follow those of earlier parts."""
     if batch.vision is None:
         return batch
     rows, windows, patches, _ = batch.vision.patches.shape

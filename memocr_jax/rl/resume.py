@@ -28,7 +28,7 @@ def remembered_theme(config: Config, meta: Meta | None, say: Callable[[str], Non
     begun = theme_of(meta, config.render)
     if theme_css(begun) != theme_css(config.render):
         say(
-            f"render.theme {config.render.theme}: changed since; the run goes on with the theme it began with"
+            f"render.theme {config.render.theme}: the run keeps the theme that it began with"
         )
     return begun
 

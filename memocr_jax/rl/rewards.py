@@ -1,4 +1,4 @@
-"""Scoring what the reader said: correctness alone, and whether there was anything to score."""
+"""Scores of the reader's answers: whether each is correct, and whether it could be scored."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ class Run:
 
     def start(self) -> tuple[TrainState, nnx.State | None]:
         """The state that the next step starts from, and (rl.staleness) the weights that it is sampled from,
-        where a checkpoint holds them. They are the caller's then: a second call finds nothing."""
+        where a checkpoint holds them. The caller owns them then, and may call this once only."""
         start, self._start = self._start, None
         return start
 
@@ -88,7 +88,7 @@ class Run:
         metrics: Mapping[str, float | None],
         timing: Mapping[str, float | None],
     ) -> None:
-        """Write a step's metrics and turns, and report it to whoever watches."""
+        """Write a step's metrics and turns, and show them on the terminal."""
         self._metrics.metrics(step, metrics, timing)
         self._trajectories.write(step, sampled)
         self._progress.step(step, metrics, timing)
@@ -127,7 +127,7 @@ def open_run(config: Config) -> Iterator[Run]:
     with contextlib.ExitStack() as stack:
         stream = stack.enter_context(ExampleStream.of_run(config, examples))
 
-        # Where everything is written, and who watches.
+        # Where everything is written, and what watches the run.
         run, ours = config.run, (jax.process_index(), jax.process_count())
         place = together(lambda: stack.enter_context(RunPlace(run.dir, run.staging, run.fresh, *ours)))
         directory = place.directory
@@ -162,10 +162,10 @@ def open_run(config: Config) -> Iterator[Run]:
                 stream.resume(meta.order, meta.step, config.run.dir)
                 state, next_policy = resume.restored(config, learner, checkpoints, meta, initial)
         parameters = parameter_count(initial)
-        del initial  # the reference policy, where one is needed, is the learner's
+        del initial  # the learner keeps the reference policy where one is needed
         progress.start(config, directory, parameters, examples, state.step, moved)
         if is_remote(run.dir):
-            progress.say(f"run.dir {run.dir}: worked on in {directory}")
+            progress.say(f"run.dir {run.dir}: this machine works in the folder {directory}")
         progress.say(f"attention: {config.model.attention}; " + "; ".join(map(str, fits)))
         if config.engine.warm_up and state.step < config.train.steps:
             agent.engine.warm_up(system.sampler_params(learner.policy_params(state)), limits)

@@ -17,8 +17,8 @@ class Schedule(Generic[T]):
     """Hands out the rollouts of one step after another.
 
     With staleness 0 a step is sampled from the weights that its update starts from. With 1 the sampling of
-    step t + 1 runs in a thread while step t is learned from, so from the weights before update t; what is
-    sampled still depends on nothing but the seed and those weights.
+    step t + 1 runs in a thread during update t, with the weights before that update. What is sampled still
+    depends on nothing but the seed and those weights.
 
     Use it as a context manager, or `close` it.
 
@@ -50,7 +50,7 @@ class Schedule(Generic[T]):
         if self._ahead is None:
             self._start(policy if self.next_policy is None else self.next_policy, step)
         result = self._ahead.result()
-        # The update will give the memory of `policy` away.
+        # The update will donate the memory of `policy`.
         self.next_policy = jax.tree.map(jnp.copy, policy)
         self._ahead = None
         if step < self._last:
@@ -67,6 +67,6 @@ class Schedule(Generic[T]):
         self.close()
 
     def close(self) -> None:
-        """Wait for the sampling under way, whose result nobody wants any more."""
+        """Wait for the sampling under way, and drop its result."""
         if self._thread is not None:
             self._thread.shutdown()

@@ -32,7 +32,7 @@ from render.types import Mode
 
 @dataclasses.dataclass(frozen=True)
 class Rollout:
-    """Everything that was sampled for a step's questions, with what it earned."""
+    """Everything that was sampled for a step's questions, with its rewards and advantages."""
 
     examples: Sequence[QaExample]
     memories: list[Memory]
@@ -41,9 +41,9 @@ class Rollout:
     """Every answer, of every readable page, by every objective."""
     scores: Scores
     read_advantage: np.ndarray
-    """f64[Q, G, A]: w_k A_k, what read turns are trained with."""
+    """f64[Q, G, A]: w_k A_k, the advantage that read turns are trained with."""
     draft_advantage: np.ndarray
-    """f64[Q, G]: the weighted mixture, what draft turns are trained with."""
+    """f64[Q, G]: the weighted mixture, the advantage that draft turns are trained with."""
     train_reads: bool = True
     """Whether read turns are trained too (`rl.train_reads`)."""
     memory_format: Mode = "markdown"
@@ -112,7 +112,7 @@ def weighted_turns(result: Rollout) -> list[WeightedTurn]:
 def update(
     learner: Learner, state: TrainState, result: Rollout, minibatch_questions: int
 ) -> tuple[Update, list[MiniBatch]]:
-    """One GRPO update from what was sampled; also what it was made from."""
+    """One GRPO update from what was sampled, and the mini-batches that it was made from."""
     # Pack: turns that share a prefix become one row [prefix | siblings], by mini-batch of questions.
     turns = weighted_turns(result)
     minibatches = [

@@ -1,4 +1,4 @@
-"""What a step's rollout looked like, as metrics with honest denominators, and how long everything took."""
+"""Metrics of a step's rollout, each mean with its own denominator, and the step's times."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def exchange(result: Rollout, stop: int | None) -> tuple[dict[str, float | None]
 def timing(
     metrics: Mapping[str, float | None], step_s: float, stages: Mapping[str, float], flops: float
 ) -> dict[str, float | None]:
-    """What depends on the clock: seconds by stage (of process 0), and what they make of the step's work.
+    """Metrics that depend on the clock: seconds by stage (of process 0), tokens per second and MFU.
 
     `flops` are those of this process's part of the update (`update_flops`).
     """
@@ -72,7 +72,7 @@ OBJECTIVES = ("std", "aug_m", "aug_q")
 
 
 def rollout_metrics(result: Rollout) -> Metrics:
-    """Rewards, lengths, pages and what went wrong. Means are over what was scored; counts are of samples."""
+    """Metrics of rewards, lengths, pages and failures. Mean rewards are over what was scored."""
     metrics = Metrics()
     rewards, scored = result.scores.rewards, result.scores.scored
     for k, name in enumerate(OBJECTIVES):

@@ -1,4 +1,4 @@
-"""What of a model is trained: everything, all but the vision tower, or low-rank adapters alone.
+"""Which part of a model is trained: everything, all but the vision tower, or low-rank adapters alone.
 
 What is not trained is held once, and has neither gradients nor optimiser state: a loss is a function of the
 trained part, and the frozen part is a constant in it.
@@ -40,7 +40,7 @@ class Trainable:
 
     Args:
         graphdef: of the model without adapters.
-        initial: its parameters, on their mesh; the frozen part stays theirs, without a copy.
+        initial: its parameters, on their mesh; the frozen part is used in place, without a copy.
         trainable: `train.trainable`.
         lora: section `lora`; used if `trainable` is "lora".
         seed: of fresh adapters.
@@ -112,12 +112,12 @@ class Trainable:
         return {"adapters": self._abstract_adapters} if self.kind == "lora" else {"params": self._abstract}
 
     def restored(self, items: dict[str, nnx.State]) -> nnx.State:
-        """The trained part, from those items."""
+        """The trained part, restored from those items."""
         return items["adapters"] if self.kind == "lora" else self._split(items["params"])[0]
 
 
 def fingerprint(params: nnx.State) -> str:
-    """Tells weights from others, were it by one bit; the same on every mesh, as integers are added."""
+    """A number that changes with any bit of the weights; the same on every mesh, as integers are added."""
     sums = jax.device_get(jax.jit(lambda tree: jax.tree.map(_weighed_bits, tree))(params))
     flat = [(".".join(map(str, path)), int(x.get_value())) for path, x in nnx.to_flat_state(sums)]
     return hashlib.blake2b(repr(sorted(flat)).encode(), digest_size=16).hexdigest()

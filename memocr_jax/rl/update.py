@@ -29,7 +29,7 @@ from memocr_jax.rl.trainable import Trainable, training_graph
 
 @dataclasses.dataclass
 class TrainState:
-    """What a step changes. `step` counts finished steps of the run, `updates` optimiser updates."""
+    """The state that a step changes. `step` counts finished steps of the run, `updates` optimiser updates."""
 
     params: nnx.State
     """The trained part of the parameters; `Learner.policy_params` gives all."""
@@ -37,7 +37,7 @@ class TrainState:
     step: int = 0
     updates: int = 0
     skipped_in_row: int = 0
-    """Updates skipped since the last one that was not, over steps."""
+    """Updates skipped in a row up to now, also over several steps."""
 
 
 class Update(NamedTuple):
@@ -103,9 +103,9 @@ class Learner:
             `sampling.temperature` counts too.
         model: the model's description.
         mesh: the devices of the parameters.
-        initial: all parameters at the start of the run: the reference policy, of which a copy of the trained
-            part is held if there is a KL term (with adapters: none, the reference is the base), and the part
-            that stays frozen. Abstract ones (jax.ShapeDtypeStruct) do for `lower`.
+        initial: all parameters at the start of the run. The frozen part is used from here. With a KL term a
+            copy of the trained part is held as the reference policy (none with adapters: their base is the
+            reference). Abstract parameters (jax.ShapeDtypeStruct) are enough for `lower`.
         stopwatch: it counts the seconds of `update`.
     """
 
@@ -143,7 +143,7 @@ class Learner:
             # Updates donate the parameters they change, so the reference is a copy of its own.
             reference = jax.tree.map(_copy, self._trainable.fresh(initial))
             self._ref_logp = lambda batch: self._logp(reference, self._trainable.frozen, batch)
-        # Said, not left to the compiler: without a reason it would keep gradients whole on every device.
+        # Shardings are given, because the compiler would keep whole gradients on every device.
         trained = self._trainable.abstract()
         layout = jax.tree.map(lambda x: x.sharding, trained)
         moments = jax.tree.map(lambda x: x.sharding, abstract_optimizer(self.optimizer, trained, mesh))
@@ -163,7 +163,7 @@ class Learner:
 
     @property
     def executables(self) -> int:
-        """Programs compiled so far; it stays where it is when nothing is compiled any more."""
+        """Number of programs compiled so far; it is constant once nothing is compiled any more."""
         return sum(program._cache_size() for program in self._programs)
 
     @property
@@ -207,11 +207,12 @@ class Learner:
 
         Old log-probabilities (`rl.old_logp: recomputed`) are those of the parameters at the start of the
         step, as the update itself computes them, so the ratio is exactly 1 until the first update, however
-        old the policy was that sampled: that gap is `rl.tis_cap`'s. A mini-batch whose loss or gradient is
-        not finite changes neither parameters nor moments, and counts in `update/skipped` alone; metrics are
-        means over the tokens (`kl/*`, `policy/*`, `tis/*`) or number (`loss/*`, `grad/*`) of the other
-        updates, None where there is nothing to average. Every decision here follows from the mini-batches'
-        totals and from results that all processes have.
+        old the policy was that sampled (`rl.tis_cap` corrects for that gap).
+
+        A mini-batch whose loss or gradient is not finite changes neither parameters nor moments, and counts
+        in `update/skipped` alone. Metrics are means over the tokens (`kl/*`, `policy/*`, `tis/*`) or number
+        (`loss/*`, `grad/*`) of the other updates, None where there is nothing to average. Every decision here
+        follows from the mini-batches' totals and from results that all processes have.
         """
         with self._stopwatch("update"):
             return self._update(state, minibatches)
@@ -220,7 +221,7 @@ class Learner:
         indices = [i for i, m in enumerate(minibatches) if m.tokens]
         minibatches = [minibatches[i] for i in indices]
         frozen = self._trainable.frozen
-        # With one update, or the sampler's, no pass of its own: the update starts from its own policy.
+        # With one update, or with the sampler's log-probabilities, no separate forward pass is needed.
         recompute = self._rl.old_logp == "recomputed" and len(minibatches) > 1
         prepared = []
         for minibatch in minibatches:
@@ -329,7 +330,7 @@ class Learner:
 
 
 def _copy(x):
-    """A copy of an array; what only stands for one (jax.ShapeDtypeStruct) is left as it is."""
+    """A copy of an array; a jax.ShapeDtypeStruct is returned as it is."""
     return x if isinstance(x, jax.ShapeDtypeStruct) else jnp.copy(x)
 
 
@@ -344,7 +345,7 @@ def _accumulate(
 ):  # fmt: skip
     """Add one micro-batch's gradient, and what `grpo_loss` sums.
 
-    `old_logp` None: the policy's own at this moment, or the sampler's, as `rl.old_logp` says.
+    `old_logp` is None where the policy's own are used, or the sampler's (`rl.old_logp`).
     """
 
     def loss_fn(params):

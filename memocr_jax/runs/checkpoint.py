@@ -59,7 +59,7 @@ class Checkpoints:
             self.directory,
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=None if keep is None else _preservation(keep, keep_best),
-                best_fn=_score,  # so that scores are written; what is kept says the policy
+                best_fn=_score,  # makes Orbax write scores; the policy decides what is kept
                 read_only=read_only,
                 create=not read_only,
             ),

@@ -100,7 +100,7 @@ class Goodput:
         }
 
     def _close_account(self) -> None:
-        """What no category has, up to now, was idle; compilation is what JAX says."""
+        """Count the time so far that belongs to no category as idle, and compilation as JAX reports it."""
         seconds = self._current["seconds"]
         seconds["compile"] = self._compiled
         wall = time.perf_counter() - self._begun

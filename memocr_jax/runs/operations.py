@@ -48,7 +48,7 @@ class Operations:
         self._stack.__exit__(*error)
 
     def beat(self) -> None:
-        """Something moved: the run does not hang."""
+        """Tell the watchdog that the run makes progress."""
         self._watchdog.beat()
 
     def begin(self, step: int) -> None:
@@ -57,7 +57,7 @@ class Operations:
         self.goodput.begin_step()
 
     def end(self, step: int, stages: Mapping[str, float]) -> None:
-        """`stages` are the seconds that the stopwatch took in the step."""
+        """`stages` are the seconds of the step by stage, from the stopwatch."""
         self._profiler.end(step)
         self.goodput.end_step(step, stages)
         self._watchdog.beat()

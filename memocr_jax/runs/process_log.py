@@ -14,7 +14,7 @@ logger = logging.getLogger("memocr_jax")
 
 
 class ProcessLog:
-    """One file with everything that this process's libraries say, warnings and the error that ends it."""
+    """A file with the log records of this process's libraries, its warnings and the error that ended it."""
 
     def __init__(self, path: Path):
         self._path = path

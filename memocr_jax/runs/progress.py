@@ -1,4 +1,4 @@
-"""What a person sees while training runs: where it is, how it goes, how long it will take."""
+"""The terminal output of training: the step, its numbers and the time left."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run directory read back. A run in progress is a run: half-written lines are left out and counted."""
+"""Reads a run directory, also of a run in progress: half-written lines are left out and counted."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from memocr_jax.core.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class RunRecord:
-    """What a run directory holds; of its turns, the names of their files."""
+    """The contents of a run directory; turns are held as the names of their files."""
 
     run_dir: Path
     config: dict[str, Any]
@@ -27,7 +27,7 @@ class RunRecord:
     evaluation: dict[str, Any]
     """`evaluation/summary.json`, or empty."""
     notes: tuple[str, ...]
-    """What could not be read, for the reader of the report."""
+    """What could not be read; the report shows these lines."""
 
 
 def read_json_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
@@ -53,7 +53,7 @@ def read_json_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
 
 
 def _read_object(path: Path, notes: list[str], parse: Any) -> dict[str, Any]:
-    """A file's one object, or an empty one with a note when there is a file that does not hold one."""
+    """The object in a JSON file; an empty one, with a note, when the file holds none."""
     if not path.is_file():
         return {}
     try:

@@ -11,9 +11,10 @@ from memocr_jax.config import Config, LogConfig, save_config
 from memocr_jax.core.errors import UserError
 
 METRICS = "metrics.jsonl"
-"""What was computed, a line a step: the same, byte for byte, however often a run was interrupted."""
+"""Name of the file with computed numbers, one line a step. It is the same, byte for byte, however often a run
+was interrupted."""
 TIMING = "timing.jsonl"
-"""What the clock said, a line a step."""
+"""Name of the file with times, one line a step."""
 
 
 def prepare(run_dir: Path, fresh: bool) -> Path | None:
@@ -83,7 +84,7 @@ class RunLog:
 
 
 def _keep_lines_until(path: Path, step: int) -> None:
-    """Drop what an attempt that was cut short wrote after the checkpoint (and a line cut in the middle)."""
+    """Drop the lines that an interrupted attempt wrote after the checkpoint, and a last line that was cut."""
     if not path.exists():
         return
     kept = []

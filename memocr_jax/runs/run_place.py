@@ -92,8 +92,8 @@ class RunPlace:
             self._fetch()
 
     def push(self, wait: bool = False) -> None:
-        """Copy what has changed, in the background, or `wait` for it. A failure is logged, and what it left
-        out is tried again the next time."""
+        """Copy changed files in the background, and with `wait` wait for it. A failure is logged, and the
+        files are copied again the next time."""
         if self._fs is None:
             return
         if (failure := self._result()) is not None:
@@ -117,7 +117,7 @@ class RunPlace:
             raise UserError(f"{failure}; what is missing there is in {self.directory}")
 
     def _result(self) -> str | None:
-        """Wait for the copying under way; what went wrong, if something did."""
+        """Wait for the copying under way, and return its error if it failed."""
         future, self._last = self._last, None
         error = None if future is None else future.exception()
         return error and f"run.dir {self.url}: copying failed ({type(error).__name__}: {error})"

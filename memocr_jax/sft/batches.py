@@ -1,4 +1,4 @@
-"""What the updates of a warm-up are made from, prepared in a thread ahead of them."""
+"""The batches of a warm-up, prepared in a thread ahead of the updates."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class ConversationBatches:
         return pack_lesson("data", self._conversations.rows(numbers), self._packing)
 
     def check(self, teacher: Teacher, params: nnx.State) -> dict[str, float]:
-        """Nothing: no conversations are held out."""
+        """No metrics: no conversations are held out."""
         return {}
 
 
@@ -73,7 +73,7 @@ class LessonBatches:
         most = self._config.data.synthetic.facts
         metrics = {}
         for name, kind in self._kinds.items():
-            if kind.name == "draft":  # which fact is the heading is drawn at random: no one answer is right
+            if kind.name == "draft":  # the heading is drawn at random, so no single answer is right
                 continue
             if name not in self._checked:
                 self._checked[name] = self._held_out.make(

@@ -1,8 +1,8 @@
 """Lessons of a cold start in the synthetic world: writing a memory, and reading one, as text or as a page.
 
 A lesson is a set of turns that share a prefix, with the completion that is taught instead of one that was
-sampled. Everything is a function of the seed, the split and the lesson's number. A memory gives the heading
-to a fact at random: which one matters is left for GRPO to find.
+sampled. Everything is a function of the seed, the split and the lesson's number. The heading of a memory is
+one of its facts at random: GRPO has to find out which one matters.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Region = Literal["memory", "heading", "body", "chain", "cloze", "copy"]
 facts to be chained, a cloze, or the page's text."""
 
 COPY = "copy page"
-"""Asks for the page's text; not a question of the world, so it takes nothing from the evaluation."""
+"""Asks for the page's text. It is no question of the world, so the evaluation never asks it."""
 HEADINGS = ((1, 0.85), (0, 0.1), (2, 0.05))
 """How many facts of a page to read are headings, with the share of such pages."""
 
@@ -64,7 +64,7 @@ class Taught:
     turn: Turn
     region: Region
     advantage: float = 1.0
-    """The weight of each of its tokens, as packing takes it; all that is taught weighs the same."""
+    """The weight of each of its tokens, which packing requires; all taught tokens weigh the same."""
 
 
 class Lessons:
@@ -97,7 +97,8 @@ class Lessons:
         return [finish(page) for finish, page in started]
 
     def _start(self, kind: LessonKind, stage: WarmupStage, update: int, row: int):
-        """What finishes a lesson, and the future of its page (drawn while others are started)."""
+        """A function that finishes the lesson, and the future of its page (drawn while others are
+        started)."""
         rng = host_rng(self._seed, "warmup", self._split, kind.name, kind.budget_tokens, update, row)
         number = int(rng.integers(stage.facts_min, (stage.facts_max or self._world.facts) + 1))
         if kind.name == "draft":
@@ -120,7 +121,7 @@ class Lessons:
         return lambda page: self._read(kind, document, chosen, headings, text, stage, rng, page), page
 
     def _document(self, facts: int, rng: np.random.Generator):
-        """A question of the world about a document of `facts` facts, whatever number the world's have."""
+        """A question of the world about a document of `facts` facts, whatever `data.synthetic.facts` is."""
         world = self._world
         distractors = min(world.distractors, max(0, facts - world.hops_max))
         hops = min(world.hops_max, facts)
@@ -162,7 +163,7 @@ class Lessons:
         if drawn.pixels is None:
             raise UserError(f"a page of the warm-up could not be drawn ({drawn.status}: {drawn.detail})")
         view = fit(drawn.pixels, kind.budget_tokens)
-        # Where all is heading, nothing is too small to be read.
+        # Where every fact is a heading, all are large enough to be read.
         full = kind.name == "titles" or kind.budget_tokens >= self._agent.budget_tokens
         return self._questions(view, document, facts, headings, text, stage, rng, full)
 

@@ -1,4 +1,4 @@
-"""Where a tiny model's training from nothing starts: silent blocks, and a head that looks one token back.
+"""Initial weights of a tiny model trained from nothing: silent blocks, and heads that look back.
 
 Both are designed priors, not learned: docs/nano says so. Without the second, looking a fact up in a text was
 not learned in some runs; with it, it takes a minute.
@@ -17,7 +17,7 @@ from memocr_jax.models.config import Qwen25VLConfig
 from memocr_jax.models.rope import inverse_frequencies
 
 OUTPUTS = ("o_proj", "down_proj", "proj")
-"""Modules whose product is added to what flows through the layers."""
+"""Modules whose output is added to the residual stream."""
 
 
 def from_nothing(params: nnx.State, config: Qwen25VLConfig) -> nnx.State:

@@ -1,4 +1,4 @@
-"""Learning what is taught: cross-entropy over packed rows, one optimiser update for each batch."""
+"""Supervised learning: cross-entropy over packed rows, one optimiser update for each batch."""
 
 from __future__ import annotations
 

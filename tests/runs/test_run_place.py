@@ -233,7 +233,9 @@ def test_a_run_on_s3_that_is_killed_ends_as_if_nothing_had_happened(s3, tmp_path
     second = start(*url, "--run.staging", "machine2")
     output, _ = second.communicate(timeout=LIMIT_S)
     assert second.returncode == 0, output
-    assert "continuing" in output and "s3://bucket/runs/a: worked on in machine2" in output
+    assert (
+        "continuing" in output and "s3://bucket/runs/a: this machine works in the folder machine2" in output
+    )
     s3.get("bucket/runs/a", str(tmp_path / "copy"), recursive=True)
     assert metrics_of(tmp_path / "copy") == metrics_of(tmp_path / "whole")
     for ours, theirs in zip(params_of(tmp_path / "copy"), params_of(tmp_path / "whole"), strict=True):
