@@ -27,9 +27,7 @@ def remembered_theme(config: Config, meta: Meta | None, say: Callable[[str], Non
         return with_theme_text(config.render)
     begun = theme_of(meta, config.render)
     if theme_css(begun) != theme_css(config.render):
-        say(
-            f"render.theme {config.render.theme}: the run keeps the theme that it began with"
-        )
+        say(f"render.theme {config.render.theme}: the run keeps the theme that it began with")
     return begun
 
 
