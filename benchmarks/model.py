@@ -67,7 +67,7 @@ SMALL = Qwen25VLConfig(
 
 
 @dataclasses.dataclass(frozen=True)
-class Setting:
+class ModelSetting:
     """What is measured."""
 
     rows: PositiveInt = 2
@@ -84,7 +84,7 @@ class Setting:
 
 
 @dataclasses.dataclass(frozen=True)
-class Options(Setting):
+class Options(ModelSetting):
     hf: str = ""
     """Directory of a checkpoint; default: a random one of 120M parameters."""
     shape: str = ""
@@ -105,7 +105,7 @@ def make_checkpoint(directory: Path, config: Qwen25VLConfig = SMALL) -> None:
     Qwen2_5_VLForConditionalGeneration(theirs).save_pretrained(directory)
 
 
-def make_inputs(config: Qwen25VLConfig, setting: Setting) -> dict[str, np.ndarray]:
+def make_inputs(config: Qwen25VLConfig, setting: ModelSetting) -> dict[str, np.ndarray]:
     """Rows of text with one image each, as transformers' processor returns them."""
     rng = np.random.default_rng(0)
     height, width = setting.image_tokens
@@ -130,7 +130,7 @@ def make_inputs(config: Qwen25VLConfig, setting: Setting) -> dict[str, np.ndarra
     }
 
 
-def compare(directory: Path, setting: Setting) -> dict[str, Any]:
+def compare(directory: Path, setting: ModelSetting) -> dict[str, Any]:
     """Time both on the checkpoint and return the results, seconds and ratios.
 
     Raises UserError when the logits of the two disagree: a fast wrong model is not worth a number.
@@ -171,7 +171,7 @@ def compare(directory: Path, setting: Setting) -> dict[str, Any]:
     }
 
 
-def _forward_flops(config: Qwen25VLConfig, setting: Setting) -> float:
+def _forward_flops(config: Qwen25VLConfig, setting: ModelSetting) -> float:
     """Operations of a forward pass as the mathematics needs them; backward takes two more."""
     height, width = setting.image_tokens
     decoder = decoder_flops(config, setting.length, row_pairs(setting.length, []))
@@ -180,7 +180,7 @@ def _forward_flops(config: Qwen25VLConfig, setting: Setting) -> float:
 
 
 class _TorchSide:
-    def __init__(self, directory: Path, inputs: dict[str, np.ndarray], setting: Setting):
+    def __init__(self, directory: Path, inputs: dict[str, np.ndarray], setting: ModelSetting):
         import torch
         from transformers import Qwen2_5_VLForConditionalGeneration
 
@@ -257,7 +257,7 @@ class _TorchSide:
 
 class _JaxSide:
     def __init__(
-        self, directory: Path, config: Qwen25VLConfig, inputs: dict[str, np.ndarray], setting: Setting
+        self, directory: Path, config: Qwen25VLConfig, inputs: dict[str, np.ndarray], setting: ModelSetting
     ):
         mesh = make_mesh(MeshConfig(), jax.devices()[:1])
         dtype = jnp.dtype(setting.dtype)

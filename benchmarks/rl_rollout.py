@@ -29,7 +29,7 @@ from memocr_jax.rl.update import token_logp
 
 
 @dataclasses.dataclass(frozen=True)
-class Setting:
+class RolloutSetting:
     """What is measured, in tokens."""
 
     prefix: int = 256
@@ -43,7 +43,9 @@ class Setting:
     decode_new: int = 48
 
 
-def rollout_results(args: Any, setting: Setting = Setting(), model: Qwen25VLConfig = MODEL) -> dict[str, Any]:
+def rollout_results(
+    args: Any, setting: RolloutSetting = RolloutSetting(), model: Qwen25VLConfig = MODEL
+) -> dict[str, Any]:
     """`shared_prefix.rollout.K*`: prefill and decoding of groups, and of the same prompts one by one.
 
     Raises UserError when the two sample other tokens.
@@ -54,7 +56,9 @@ def rollout_results(args: Any, setting: Setting = Setting(), model: Qwen25VLConf
     return {"shared_prefix": {"rollout": results}, "rollout_setting": dataclasses.asdict(setting)}
 
 
-def decode_results(args: Any, setting: Setting = Setting(), model: Qwen25VLConfig = SMALL) -> dict[str, Any]:
+def decode_results(
+    args: Any, setting: RolloutSetting = RolloutSetting(), model: Qwen25VLConfig = SMALL
+) -> dict[str, Any]:
     """`decode.ratio_vs_transformers`: greedy decoding of prompts of equal length, as many new tokens in every
     row. The prefill, which both do as well, is taken out: seconds for all tokens less seconds for one.
 
@@ -103,7 +107,9 @@ def decode_results(args: Any, setting: Setting = Setting(), model: Qwen25VLConfi
     return {"decode": {"ratio_vs_transformers": results["greedy"]["ratio"], **results, **parameters}}
 
 
-def logp_results(args: Any, setting: Setting = Setting(), model: Qwen25VLConfig = MODEL) -> dict[str, Any]:
+def logp_results(
+    args: Any, setting: RolloutSetting = RolloutSetting(), model: Qwen25VLConfig = MODEL
+) -> dict[str, Any]:
     """`logp_gap`: |sampler's - trainer's log-probability| of the sampled tokens, in float32 and bfloat16."""
     gaps = {}
     with tempfile.TemporaryDirectory() as directory:
@@ -163,7 +169,7 @@ class _Transformers:
         return out.cpu().numpy()
 
 
-def _prompts(model: Qwen25VLConfig, setting: Setting, siblings: int) -> list[PromptGroup]:
+def _prompts(model: Qwen25VLConfig, setting: RolloutSetting, siblings: int) -> list[PromptGroup]:
     rng = np.random.default_rng(siblings)
 
     def ids(n):
@@ -179,7 +185,7 @@ def _prompts(model: Qwen25VLConfig, setting: Setting, siblings: int) -> list[Pro
     ]
 
 
-def _shared(directory: Path, setting: Setting, siblings: int, repeats: int) -> dict[str, Any]:
+def _shared(directory: Path, setting: RolloutSetting, siblings: int, repeats: int) -> dict[str, Any]:
     groups = _prompts(Qwen25VLConfig.from_file(directory), setting, siblings)
     alone = [
         PromptGroup(np.concatenate([group.prefix, suffix[:-1]]), (suffix[-1:],), (key,))
@@ -213,7 +219,7 @@ def _ratio(slow: Times, fast: Times) -> dict[str, float]:
     }
 
 
-def _logp_gap(directory: Path, dtype: str, setting: Setting, model: Qwen25VLConfig) -> np.ndarray:
+def _logp_gap(directory: Path, dtype: str, setting: RolloutSetting, model: Qwen25VLConfig) -> np.ndarray:
     groups = _prompts(model, setting, setting.siblings[0])
     limits = PromptLimits(
         "logp", setting.siblings[0], setting.prefix, setting.own, setting.new, groups=setting.groups

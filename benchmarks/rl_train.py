@@ -70,7 +70,7 @@ OPTIMIZER = OptimizerConfig(warmup_steps=0)
 
 
 @dataclasses.dataclass(frozen=True)
-class Setting:
+class TrainingSetting:
     """What is measured."""
 
     prefix: PositiveInt = 128
@@ -90,7 +90,7 @@ class Setting:
 
 
 @dataclasses.dataclass(frozen=True)
-class Options(Setting):
+class Options(TrainingSetting):
     cores: NonNegativeInt = 0
     """Processor cores for both; 0 for all."""
     hf: str = ""
@@ -101,13 +101,13 @@ class Options(Setting):
 
 def training_results(args: Any) -> dict[str, Any]:
     """`shared_prefix.train.K*` and `train_step`, as nested dictionaries; reads `args.repeats` if there."""
-    setting = Setting(repeats=getattr(args, "repeats", Setting.repeats))
+    setting = TrainingSetting(repeats=getattr(args, "repeats", TrainingSetting.repeats))
     with tempfile.TemporaryDirectory() as directory:
         make_checkpoint(Path(directory), MODEL)
         return compare(Path(directory), setting)
 
 
-def compare(directory: Path, setting: Setting) -> dict[str, Any]:
+def compare(directory: Path, setting: TrainingSetting) -> dict[str, Any]:
     """Time everything on the checkpoint in `directory`.
 
     Raises UserError when two sides disagree in loss or gradient: a fast wrong step is not worth a number.
@@ -120,7 +120,7 @@ def compare(directory: Path, setting: Setting) -> dict[str, Any]:
     }
 
 
-def make_turns(config: Qwen25VLConfig, setting: Setting, siblings: int) -> list[WeightedTurn]:
+def make_turns(config: Qwen25VLConfig, setting: TrainingSetting, siblings: int) -> list[WeightedTurn]:
     """Groups with one prefix each and K own suffixes, of random tokens."""
     rng = np.random.default_rng(siblings)
 
@@ -149,7 +149,7 @@ def make_turns(config: Qwen25VLConfig, setting: Setting, siblings: int) -> list[
 class JaxSide:
     """The learner, with the prefix shared or not. Rows are as long as what is in them."""
 
-    def __init__(self, directory: Path, setting: Setting, turns: Sequence[WeightedTurn], share: bool):
+    def __init__(self, directory: Path, setting: TrainingSetting, turns: Sequence[WeightedTurn], share: bool):
         config = Qwen25VLConfig.from_file(directory)
         mesh = make_mesh(MeshConfig(), jax.devices()[:1])
         params = load_params(directory, config, mesh)
@@ -188,7 +188,7 @@ class TorchSide:
     memory and saves it time.
     """
 
-    def __init__(self, directory: Path, setting: Setting, turns: Sequence[WeightedTurn]):
+    def __init__(self, directory: Path, setting: TrainingSetting, turns: Sequence[WeightedTurn]):
         import torch
         from transformers import Qwen2_5_VLForConditionalGeneration
 
@@ -248,7 +248,7 @@ class TorchSide:
         return timed(finished)
 
 
-def _shared_against_unshared(directory: Path, setting: Setting, siblings: int) -> dict[str, Any]:
+def _shared_against_unshared(directory: Path, setting: TrainingSetting, siblings: int) -> dict[str, Any]:
     turns = make_turns(Qwen25VLConfig.from_file(directory), setting, siblings)
     shared, unshared = (JaxSide(directory, setting, turns, share) for share in (True, False))
     _require_equal(f"K = {siblings}, shared and unshared prefix", shared, unshared, setting.dtype)
@@ -266,7 +266,7 @@ def _shared_against_unshared(directory: Path, setting: Setting, siblings: int) -
     }
 
 
-def _against_torch(directory: Path, setting: Setting) -> dict[str, Any]:
+def _against_torch(directory: Path, setting: TrainingSetting) -> dict[str, Any]:
     turns = make_turns(Qwen25VLConfig.from_file(directory), setting, setting.torch_siblings)
     ours, theirs = JaxSide(directory, setting, turns, share=True), TorchSide(directory, setting, turns)
     _require_equal("this package and PyTorch", ours, theirs, setting.dtype)

@@ -8,7 +8,7 @@
 | `sampling` | drawing a token from logits |
 | `programs` | `EnginePrograms`: the functions of `pool`, compiled for a model on a mesh |
 | `features` | `ImageFeatures`: what the vision tower makes of the groups' images |
-| `run` | `Run`: one kind of prompts through one pool |
+| `run` | `PoolRun`: one kind of prompts through one pool |
 | `engine` | `Engine`: sorts groups into kinds, and runs one kind after the other |
 | `api` | `logits` and `generate` over the arrays of a processor |
 """

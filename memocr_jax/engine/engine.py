@@ -18,7 +18,7 @@ from memocr_jax.core.types import Completion
 from memocr_jax.engine.features import ImageFeatures
 from memocr_jax.engine.groups import PromptGroup, check_groups
 from memocr_jax.engine.programs import EnginePrograms
-from memocr_jax.engine.run import Asked, Run, Watch
+from memocr_jax.engine.run import Asked, PoolRun, Watch
 from memocr_jax.engine.sizes import Fit, Kind, PromptLimits
 from memocr_jax.engine.sizes import plan as plan_sizes
 from memocr_jax.models.config import Qwen25VLConfig
@@ -83,7 +83,7 @@ class Engine:
         with jax.transfer_guard("disallow"):
             weights = self._programs.weights(params)
             for kind, _ in plans:
-                Run(self._programs, params, weights, kind, self._features(params)).warm_up()
+                PoolRun(self._programs, params, weights, kind, self._features(params)).warm_up()
         self._kinds += [kind for kind, _ in plans]
         return [fit for _, fit in plans]
 
@@ -175,7 +175,7 @@ class Engine:
             while waiting := [kind for kind, queue in queues.items() if queue]:
                 # The kind that has waited longest goes first; one after the other shares the memory.
                 kind = min(waiting, key=lambda kind: queues[kind][0].index)
-                run = Run(self._programs, params, weights, kind, features)
+                run = PoolRun(self._programs, params, weights, kind, features)
                 run.work(queues[kind], functools.partial(ask, kind), complete, watch)
         return [item.completions for item in asked if item is not None]
 

@@ -48,7 +48,7 @@ class Asked:
         self.images = [KeyedImage(image, image_hash(image)) for image in self.group.all_images]
 
 
-class Run:
+class PoolRun:
     """Takes the groups of one kind through one pool."""
 
     def __init__(

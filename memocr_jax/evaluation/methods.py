@@ -365,7 +365,10 @@ def _read_texts(
 
 def _engine_calls(groups: list[list[_Read]], most: int) -> Iterator[list[list[_Read]]]:
     """What is given to the engine at once: all short texts, but of documents only as many as fit together."""
-    is_document = lambda group: group[0].blank.method == "raw history"  # noqa: E731
+
+    def is_document(group: list[_Read]) -> bool:
+        return group[0].blank.method == "raw history"
+
     if texts := [group for group in groups if not is_document(group)]:
         yield texts
     documents = sorted(filter(is_document, groups), key=lambda group: group[0].blank.shown_tokens)

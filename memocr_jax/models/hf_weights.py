@@ -44,7 +44,7 @@ _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
 @dataclasses.dataclass(frozen=True)
-class Entry:
+class TableEntry:
     """One tensor of a published checkpoint and where it lives in our state."""
 
     name: str
@@ -56,7 +56,7 @@ class Entry:
     shape: tuple[int, ...]
 
 
-def table(abstract_state: nnx.State) -> list[Entry]:
+def table(abstract_state: nnx.State) -> list[TableEntry]:
     """Every tensor of a published checkpoint of the model that `abstract_state` describes, in our order."""
     entries = []
     for path, variable in nnx.to_flat_state(abstract_state):
@@ -65,9 +65,9 @@ def table(abstract_state: nnx.State) -> list[Entry]:
         name = _PREFIXES[prefix] + ours.removeprefix(prefix)
         shape = tuple(variable.get_value().shape)
         if variable.logical_axes[0] == LAYERS:
-            entries += [Entry(name.format(i), path, i, shape[1:]) for i in range(shape[0])]
+            entries += [TableEntry(name.format(i), path, i, shape[1:]) for i in range(shape[0])]
         else:
-            entries.append(Entry(name, path, None, shape))
+            entries.append(TableEntry(name, path, None, shape))
     return entries
 
 
@@ -152,15 +152,15 @@ def save_params(
     arrays = {path: variable.get_value() for path, variable in nnx.to_flat_state(params)}
     dtype = np.dtype(dtype or next(iter(arrays.values())).dtype)
 
-    def fetch(entry: Entry) -> np.ndarray:
+    def fetch(entry: TableEntry) -> np.ndarray:
         return np.asarray(_fetch(arrays[entry.path], entry.layer, dtype))
 
     save_entries(table(params), fetch, directory, dtype, shard_bytes=shard_bytes, report=report)
 
 
 def save_entries(
-    entries: Sequence[Entry],
-    fetch: Callable[[Entry], np.ndarray],
+    entries: Sequence[TableEntry],
+    fetch: Callable[[TableEntry], np.ndarray],
     directory: str | Path,
     dtype: Any,
     *,
@@ -173,7 +173,9 @@ def save_entries(
     write_tensors(Path(directory), infos, tensors, shard_bytes, report, write=jax.process_index() == 0)
 
 
-def _match(files: TensorFiles, entries: list[Entry], config: Qwen25VLConfig, source: str) -> dict[Entry, str]:
+def _match(
+    files: TensorFiles, entries: list[TableEntry], config: Qwen25VLConfig, source: str
+) -> dict[TableEntry, str]:
     """The file's key of every entry. Raises UserError that lists all keys that do not fit."""
     by_name: dict[str, str] = {}
     problems = []

@@ -17,7 +17,7 @@ BYTES |= {"c64": 8, "c128": 16}
 
 
 @dataclasses.dataclass(frozen=True)
-class Shape:
+class HloShape:
     dtype: str
     dims: tuple[int, ...]
     on_chip: bool
@@ -31,7 +31,7 @@ class Shape:
 @dataclasses.dataclass(frozen=True)
 class Instruction:
     name: str
-    shapes: tuple[Shape, ...]
+    shapes: tuple[HloShape, ...]
     opcode: str
     operands: tuple[str, ...]
     attributes: str
@@ -157,10 +157,10 @@ def _closing(text: str, start: int) -> int:
     raise ValueError(f"brackets do not close: {text[start:][:80]}")
 
 
-def _shapes(text: str) -> Iterator[Shape]:
+def _shapes(text: str) -> Iterator[HloShape]:
     for dtype, dims, layout in re.findall(r"(\w+)\[([\d,]*)\](\{[^}]*\})?", text):
         sizes = tuple(int(d) for d in dims.split(",") if d)
-        yield Shape(dtype, sizes, re.search(r"S\([1-9]", layout) is not None)
+        yield HloShape(dtype, sizes, re.search(r"S\([1-9]", layout) is not None)
 
 
 def _iota(text: str) -> np.ndarray:

@@ -23,7 +23,7 @@ from render.files import write_atomically
 
 
 @dataclasses.dataclass(frozen=True)
-class Scores:
+class AccuracyTable:
     """What the section on accuracy shows."""
 
     sentence: str
@@ -40,7 +40,7 @@ class Scores:
 
 
 @dataclasses.dataclass(frozen=True)
-class Reading:
+class ShownAnswer:
     """One answer, at all budgets that showed the reader the same thing."""
 
     budgets: str
@@ -55,7 +55,7 @@ class Reading:
 
 
 @dataclasses.dataclass(frozen=True)
-class Entry:
+class ShownQuestion:
     """A question and one of its samples."""
 
     number: str
@@ -64,7 +64,7 @@ class Entry:
     question: str
     document_tokens: int
     memory: str | None
-    methods: Mapping[str, Sequence[Reading]]
+    methods: Mapping[str, Sequence[ShownAnswer]]
     marks: Mapping[str, Sequence[tuple[str, str]]]
     """For each method (budget, outcome) of each answer."""
 
@@ -82,7 +82,7 @@ class Entry:
         return "|".join([*kinds, *(["failed"] if "none" in outcomes else [])])
 
 
-def read_scores(summary: Mapping[str, Any]) -> Scores:
+def read_scores(summary: Mapping[str, Any]) -> AccuracyTable:
     """Lay out a summary (memocr_jax.evaluation.summary); LookupError, TypeError or the like if it is none."""
     table = paper_table(summary, "em")
     folded = [
@@ -92,7 +92,7 @@ def read_scores(summary: Mapping[str, Any]) -> Scores:
     ]
     if failures := summary.get("failures"):
         folded.append((f"{len(failures)} not read or not scored (counted as wrong)", "\n".join(failures)))
-    return Scores(
+    return AccuracyTable(
         _sentence(summary, table),
         _charts(table),
         table.columns,
@@ -118,7 +118,7 @@ def write_evaluation(
     """
     pictures = Pictures(directory / PAGES, settings.report_mb * 2**20)
     many = any(result["sample"] for entry in entries.values() for result in entry["results"])
-    shown: dict[Place, list[Entry]] = {}
+    shown: dict[Place, list[ShownQuestion]] = {}
     # The first questions of every set before the second ones, should the pages not all fit.
     for place in sorted(entries, key=lambda place: (place[1], place[0])):
         whole = not settings.report_questions or place[1] < settings.report_questions
@@ -158,13 +158,13 @@ def _facts(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     ]
 
 
-def _entries(entry: Mapping[str, Any], i: int, many: bool, pictures: Pictures | None) -> list[Entry]:
+def _entries(entry: Mapping[str, Any], i: int, many: bool, pictures: Pictures | None) -> list[ShownQuestion]:
     """A question, once for each of its samples."""
     by_sample: dict[int, dict[str, list[int]]] = {}
     for k, result in enumerate(entry["results"]):
         by_sample.setdefault(result["sample"], {}).setdefault(result["method"], []).append(k)
     return [
-        Entry(
+        ShownQuestion(
             number=f"{i + 1}.{sample + 1}" if many else str(i + 1),
             first=entry["results"][0],
             question=entry["question"],
@@ -182,8 +182,10 @@ def _entries(entry: Mapping[str, Any], i: int, many: bool, pictures: Pictures | 
     ]
 
 
-def _readings(entry: Mapping[str, Any], places: Sequence[int], pictures: Pictures | None) -> list[Reading]:
-    readings: list[Reading] = []
+def _readings(
+    entry: Mapping[str, Any], places: Sequence[int], pictures: Pictures | None
+) -> list[ShownAnswer]:
+    readings: list[ShownAnswer] = []
     for k in places:
         result = entry["results"][k]
         picture = None
@@ -197,7 +199,9 @@ def _readings(entry: Mapping[str, Any], places: Sequence[int], pictures: Picture
         text = entry["texts"][k] if pictures else None
         shown_tokens, detail = entry["shown_tokens"][k], page.get("detail", "")
         readings.append(
-            Reading(_budget(result["budget"]), _outcome(result), result, picture, text, shown_tokens, detail)
+            ShownAnswer(
+                _budget(result["budget"]), _outcome(result), result, picture, text, shown_tokens, detail
+            )
         )
     return readings
 

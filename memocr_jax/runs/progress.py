@@ -60,7 +60,10 @@ class TrainProgress(ProgressBar):
         # The first step compiles: it says nothing about the others.
         known = sorted(self._times[1:] or self._times)
         left = (self._steps - step) * known[len(known) // 2]
-        show = lambda name: "  - " if metrics[name] is None else f"{metrics[name]:.2f}"  # noqa: E731
+
+        def show(name: str) -> str:
+            return "  - " if metrics[name] is None else f"{metrics[name]:.2f}"
+
         self.say(
             f"step {step:>4}/{self._steps}  reward std {show('reward/std')}  augM {show('reward/aug_m')}  "
             f"augQ {show('reward/aug_q')}  {timing['time/tokens_per_s']:6,.0f} tokens/s  "

@@ -61,7 +61,7 @@ def test_every_part_is_timed(checkpoint, tmp_path, capsys):
 
 def test_a_wrong_model_is_not_timed(checkpoint, monkeypatch):
     monkeypatch.setattr(bench._JaxSide, "logits", lambda self: 1.0)
-    setting = bench.Setting(1, 40, (3, 5), 2, 1, "float32")
+    setting = bench.ModelSetting(1, 40, (3, 5), 2, 1, "float32")
     with pytest.raises(UserError, match="nothing was timed"):
         bench.compare(checkpoint, setting)
 
@@ -82,7 +82,7 @@ def test_shapes_without_weights_and_utilisation_where_the_peak_is_known(
     bench.main(["--shape", str(checkpoint), *sizes, "--repeats", "1"])
     result = json.loads(capsys.readouterr().out)
     config = Qwen25VLConfig.from_file(checkpoint)
-    setting = bench.Setting(1, 24, (2, 3), 2, 1, "float32")
+    setting = bench.ModelSetting(1, 24, (2, 3), 2, 1, "float32")
     # By hand: a token's matrices once, pairs of a causal row, logits of every position, and the image.
     matrices = 2 * (96 * (96 + 2 * 32 + 96) + 3 * 96 * 160)
     decoder = 2 * (24 * matrices + 4 * 96 * (24 * 25 // 2))

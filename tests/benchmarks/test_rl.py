@@ -28,7 +28,7 @@ MODEL = Qwen25VLConfig(
     bos_token_id=374,
     eos_token_id=375,
 )
-SETTING = rl_rollout.Setting(
+SETTING = rl_rollout.RolloutSetting(
     prefix=12, own=4, new=3, siblings=(2,), groups=2, decode_rows=3, decode_prompt=9, decode_new=4
 )
 ONCE = SimpleNamespace(repeats=1)

@@ -27,7 +27,7 @@ def test_both_sides_do_the_same_step_and_are_timed(tmp_path):
         bench.MODEL, text=text, vision=vision, **special, bos_token_id=374, eos_token_id=375
     )
     make_checkpoint(tmp_path, tiny)
-    setting = bench.Setting(
+    setting = bench.TrainingSetting(
         prefix=12, suffix=6, siblings=(3,), torch_siblings=3, groups=2, micro_batch_rows=3, repeats=1
     )
     # Raises if PyTorch and the two ways to pack a group disagree in loss or gradient.

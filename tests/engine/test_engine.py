@@ -16,7 +16,7 @@ from memocr_jax.core.sharding import make_mesh
 from memocr_jax.core.types import Stop
 from memocr_jax.engine import Engine, PromptGroup, PromptLimits
 from memocr_jax.engine.pool import empty_pool
-from memocr_jax.engine.run import Run
+from memocr_jax.engine.run import PoolRun
 from memocr_jax.engine.sampling import sample_tokens
 from memocr_jax.models.images import image_grid, image_rows
 from memocr_jax.models.packing import PackedRows, PlacedImage
