@@ -169,13 +169,13 @@ def test_a_sample_depends_on_nothing_else_in_the_batch(engine, small_model, tiny
     inserts, moves = [], []
 
     def spy(name, seen):
-        wrapped = getattr(Run, name)
+        wrapped = getattr(PoolRun, name)
 
         def both(self, *args):
             seen.append(len(args[0]))
             return wrapped(self, *args)
 
-        monkeypatch.setattr(Run, name, both)
+        monkeypatch.setattr(PoolRun, name, both)
 
     spy("_insert", inserts)
     spy("_move", moves)
