@@ -1,10 +1,10 @@
-"""What a sweep over budgets costs: `python -m benchmarks.evaluate [--questions 8] [--out FILE]`.
+"""The cost of a sweep over budgets: `python -m benchmarks.evaluate [--questions 8] [--out FILE]`.
 
 The same questions are evaluated at one budget (1,024) and at eight (1,024 ... 8), warm and in turns, with
 drafting, drawing in Chromium and reading. Documents have about 10,000 tokens in two chunks, the shortest of
-the paper's lengths and so the hardest case: the longer the draft, the less its reading matters. Pages have
-hundreds of tokens, so that the larger budgets show different views too (`views_per_question` says how many;
-what looks the same is read once).
+the paper's lengths. That is the hardest case, because reading matters less when drafts take longer. Pages
+have hundreds of tokens, so that the larger budgets show different views too (`views_per_question` says how
+many; equal views are read once).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from render.options import parse_options
 
 BUDGETS = (1024, 512, 256, 128, 64, 32, 16, 8)
 TARGET = 1.5
-"""Most that the sweep may cost, as a multiple of the largest budget alone."""
+"""The most that the sweep may take, as a multiple of the largest budget alone."""
 
 
 @dataclasses.dataclass(frozen=True)

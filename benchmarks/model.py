@@ -1,6 +1,6 @@
 """The model against transformers' PyTorch model: same weights, same inputs, one process, warm.
 
-Both run in turns, so that what else the machine does hits both; a number is the median over the repeats, a
+Both run in turns, so that other work on the machine slows both. A number is the median over the repeats; a
 ratio above 1 means that ours is faster.
 """
 
@@ -133,7 +133,7 @@ def make_inputs(config: Qwen25VLConfig, setting: ModelSetting) -> dict[str, np.n
 def compare(directory: Path, setting: ModelSetting) -> dict[str, Any]:
     """Time both on the checkpoint and return the results, seconds and ratios.
 
-    Raises UserError when the logits of the two disagree: a fast wrong model is not worth a number.
+    Raises UserError when the logits of the two disagree: a wrong model is not timed.
     """
     config = Qwen25VLConfig.from_file(directory)
     inputs = make_inputs(config, setting)
@@ -172,7 +172,7 @@ def compare(directory: Path, setting: ModelSetting) -> dict[str, Any]:
 
 
 def _forward_flops(config: Qwen25VLConfig, setting: ModelSetting) -> float:
-    """Operations of a forward pass as the mathematics needs them; backward takes two more."""
+    """Operations of a forward pass, without recomputation; a backward pass takes twice as many."""
     height, width = setting.image_tokens
     decoder = decoder_flops(config, setting.length, row_pairs(setting.length, []))
     vision = vision_flops(config, height * width * config.vision.merge_unit)
@@ -272,8 +272,8 @@ class _JaxSide:
         arrays = (inputs[k] for k in ("input_ids", "attention_mask", "pixel_values", "image_grid_thw"))
         self.rows = jax.device_put(api.pack_inputs(config, None, *arrays))
         self._logits = jax.jit(functools.partial(_logits, graphs["none"]))
-        # The last gradients' memory is given back for the next ones, as in a training loop: on a CPU, fresh
-        # memory costs more than the copies.
+        # The last gradients' memory is donated to the next ones, as in a training loop: on a CPU, fresh
+        # memory costs more than copies.
         self._step = {
             remat: jax.jit(functools.partial(_loss_gradient, graph), donate_argnums=2, keep_unused=True)
             for remat, graph in graphs.items()

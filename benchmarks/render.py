@@ -1,9 +1,11 @@
-"""`python -m benchmarks.render`: pages per second, upstream's page per request against this renderer.
+"""`python -m benchmarks.render`: pages per second of upstream's way (a page per request) and of this
+renderer.
 
-Both draw the same memories in one run, with the same Chromium. Upstream's way, re-enacted: one browser and
-one synchronous Playwright per thread, a new page per memory, Markdown into a document with upstream's style,
-a screenshot of the content's box, which the 720-px viewport cuts off. Ours draws whole pages, sanitised, with
-the network refused. The cache is off. Prints JSON; `cpu_ms_per_page` counts this process and all below it.
+Both draw the same memories in one run, with the same Chromium. Upstream's way is rebuilt here: one browser
+and one synchronous Playwright per thread, a new page per memory, Markdown into a document with upstream's
+style, a screenshot of the content's box, which the 720-px viewport cuts off. Ours draws whole pages,
+sanitised, with the network refused. The cache is off. Prints JSON; `cpu_ms_per_page` counts this process and
+all below it.
 """
 
 from __future__ import annotations

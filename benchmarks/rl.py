@@ -1,4 +1,4 @@
-"""Rollouts and learning, part by part; one JSON object.
+"""Benchmarks of rollouts and learning, part by part; prints one JSON object.
 
     python -m benchmarks.rl [--parts rollout decode ...] [--repeats 3] [--cores N] [--out FILE]
 

@@ -29,7 +29,7 @@ AXES: dict[str, tuple[int, ...]] = {
     "chunks": (2, 4, 8, 16),
     "chunk_tokens": (160, 320),
 }
-"""What grows, the rest being as in `base`."""
+"""The values of each axis; the other settings are as in `base`."""
 BASE = {"siblings": 4, "chunks": 2, "chunk_tokens": 160}
 
 
@@ -105,7 +105,7 @@ def _config(siblings: int, chunks: int, chunk_tokens: int) -> Config:
 
 
 def _measure(config: Config) -> dict[str, Any]:
-    """The second of two equal steps, so that nothing is compiled in it."""
+    """Measure the second of two equal steps, in which nothing is compiled."""
     stopwatch = Stopwatch()
     system = build_system(config)
     loaded = load_examples(config.data, system.tokenizer, "train")
@@ -137,9 +137,9 @@ def _measure(config: Config) -> dict[str, Any]:
 
 
 class _PeakMemory:
-    """The most memory in use while it is open: of the device where it says so, else of the process.
+    """The peak of memory while it is open: of the device where it reports it, else of the process.
 
-    A process does not give back all that it frees, so on a CPU a number is an upper bound.
+    A process does not return all memory that it frees, so on a CPU the number is an upper bound.
     """
 
     def __enter__(self) -> _PeakMemory:

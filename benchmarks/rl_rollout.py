@@ -1,4 +1,4 @@
-"""Sampling: shared against unshared prefix, decoding against transformers, sampler against trainer."""
+"""Benchmarks of sampling: with and without a shared prefix, against transformers, and against the trainer."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from memocr_jax.rl.update import token_logp
 
 @dataclasses.dataclass(frozen=True)
 class RolloutSetting:
-    """What is measured, in tokens."""
+    """Sizes of the measurements, in tokens."""
 
     prefix: int = 256
     own: int = 64
@@ -60,7 +60,7 @@ def decode_results(
     args: Any, setting: RolloutSetting = RolloutSetting(), model: Qwen25VLConfig = SMALL
 ) -> dict[str, Any]:
     """`decode.ratio_vs_transformers`: greedy decoding of prompts of equal length, as many new tokens in every
-    row. The prefill, which both do as well, is taken out: seconds for all tokens less seconds for one.
+    row. The prefill is taken out on both sides: seconds for all tokens less seconds for one.
 
     Raises UserError when the two give other tokens.
     """
@@ -81,7 +81,7 @@ def decode_results(
         if not sample:
             mine = np.stack([c.tokens for (c,) in ours.generate(groups, new, sampling)])
             same = float((mine == theirs.generate(new, sample)[:, length:]).mean())
-            # Greedy tokens of random weights: one tie that rounding breaks changes what follows it.
+            # With random weights one tie that rounding breaks changes all greedy tokens after it.
             if same < 0.9:
                 raise UserError(f"only {same:.0%} of the greedy tokens are transformers'; nothing was timed")
             results["same_tokens"] = same

@@ -1,4 +1,4 @@
-"""Part `stages` of `bench rl`: seconds of each stage of a whole step, and of waiting for pages."""
+"""Part `stages` of `python -m benchmarks.rl`: seconds of each stage of a step, and of waiting for pages."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from memocr_jax.core.errors import UserError
 
 CONFIG = Path("configs") / "tiny.yaml"
 WARM_UP = 2
-"""Steps that are not counted: they compile."""
+"""The first steps are not counted, because they compile."""
 
 
 def stage_results(args: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The training step: shared against unshared prefix, and against a straightforward PyTorch GRPO step.
+"""Benchmarks of the training step: with and without a shared prefix, and against a plain PyTorch step.
 
     python -m benchmarks.rl_train [--repeats 3] [--out FILE]
 
@@ -110,7 +110,7 @@ def training_results(args: Any) -> dict[str, Any]:
 def compare(directory: Path, setting: TrainingSetting) -> dict[str, Any]:
     """Time everything on the checkpoint in `directory`.
 
-    Raises UserError when two sides disagree in loss or gradient: a fast wrong step is not worth a number.
+    Raises UserError when two sides disagree in loss or gradient: a wrong step is not timed.
     """
     shared = {f"K{k}": _shared_against_unshared(directory, setting, k) for k in setting.siblings}
     return {
@@ -182,7 +182,7 @@ class JaxSide:
 
 
 class TorchSide:
-    """GRPO as one would write it first: a padded row per sample, transformers' model, autograd, AdamW.
+    """A plain GRPO step: a padded row per sample, transformers' model, autograd, AdamW.
 
     Attention is sdpa; logits are made for the sampled tokens alone; nothing is rematerialised, which costs it
     memory and saves it time.

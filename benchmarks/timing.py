@@ -1,4 +1,4 @@
-"""Timing of two programs in one process: in turns, warm, wall and processor time."""
+"""Times two programs in one process, in turns and warm, by wall and by processor time."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from memocr_jax.core.errors import UserError
 
 
 class Times(NamedTuple):
-    """Of one run, in seconds."""
+    """Times of one run, in seconds."""
 
     wall: float
     processor: float
-    """Of all threads together; on one core the wall time, had nobody else used the machine."""
+    """Of all threads together. On one core this is the wall time of an otherwise idle machine."""
 
 
 def timed(run: Callable[[], Any]) -> Times:
-    """Seconds of one call, which must end only when its results are there."""
+    """Seconds of one call. The call must return only when its results are there."""
     wall, processor = time.perf_counter(), time.process_time()
     run()
     return Times(time.perf_counter() - wall, time.process_time() - processor)
@@ -51,7 +51,7 @@ def use_cores(count: int) -> None:
 
 
 def machine(torch_device: str = "cpu") -> dict[str, Any]:
-    """What the numbers were measured on."""
+    """The machine and the versions that the numbers were measured with."""
     import torch
     import transformers
 

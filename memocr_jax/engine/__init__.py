@@ -2,12 +2,12 @@
 
 | module | what it holds |
 |---|---|
-| `groups` | `PromptGroup`: what is asked |
+| `groups` | `PromptGroup`: prompts that share a prefix |
 | `sizes` | kinds of prompts, the sizes that programs are compiled for, what fits into memory |
 | `pool` | what runs on the device: prefill, insert, decode, shrink |
 | `sampling` | drawing a token from logits |
 | `programs` | `EnginePrograms`: the functions of `pool`, compiled for a model on a mesh |
-| `features` | `ImageFeatures`: what the vision tower makes of the groups' images |
+| `features` | `ImageFeatures`: the features of the groups' images |
 | `run` | `PoolRun`: one kind of prompts through one pool |
 | `engine` | `Engine`: sorts groups into kinds, and runs one kind after the other |
 | `api` | `logits` and `generate` over the arrays of a processor |

@@ -29,7 +29,7 @@ from memocr_jax.models.rope import mrope_positions
 LENGTH_MULTIPLE = 64
 """Rows are padded to a few lengths, the smallest being this, so that few programs are compiled."""
 _SIZES = EngineConfig(groups=256, length_multiple=LENGTH_MULTIPLE, pool_sizes=1, length_sizes=1)
-"""Of `generate`'s engine: up to so many rows at once, each a group of its own."""
+"""`generate` decodes up to so many rows at once, each a group of its own."""
 
 
 def logits(
@@ -46,7 +46,7 @@ def logits(
         model: from `memocr_jax.from_pretrained`.
         input_ids, attention_mask: [B, L]; padding (mask 0) may be anywhere.
         pixel_values: [N, features]; image_grid_thw: [images, 3], as the processor returns them.
-        ignored: `mm_token_type_ids`, which the ids say already; a video raises UserError.
+        ignored: `mm_token_type_ids`, which follow from the ids; a video raises UserError.
 
     Raises:
         UserError: ids, mask, images and grids that do not fit together; video inputs.
@@ -114,7 +114,7 @@ def generate(
 
 @functools.lru_cache(maxsize=4)
 def _engine(graphdef: nnx.GraphDef, config: Qwen25VLConfig, mesh: Mesh, eos: tuple[int, ...]) -> Engine:
-    """An engine holds compiled programs and no weights: those that are used again are kept."""
+    """An engine, which holds compiled programs and no weights. Engines are kept for later calls."""
     return Engine(graphdef, config, mesh, _SIZES, eos)
 
 
@@ -138,7 +138,7 @@ def _group(
 
 
 class InputRows(NamedTuple):
-    """Prompts on their way to the model."""
+    """Prompts as the arrays that the model takes."""
 
     tokens: Int32[Array, "B L"]
     mrope_pos: Int32[Array, "3 B L"]
@@ -212,7 +212,7 @@ def _images(config: Qwen25VLConfig, pixel_values: Any, grid_thw: Any) -> list[Pa
 
 
 def _image_count(ids: np.ndarray, images: Sequence[Patches], config: Qwen25VLConfig) -> int:
-    """How many of the images to come account for the image tokens of these ids."""
+    """How many of the next images belong to the image tokens of these ids."""
     needed = int((ids == config.image_token_id).sum())
     sizes = np.cumsum([grid_tokens(image.grid, config.vision) for image in images])
     return int(np.searchsorted(sizes, needed)) + 1 if needed and images else 0

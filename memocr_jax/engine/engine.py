@@ -63,7 +63,7 @@ class Engine:
 
     @property
     def executables(self) -> int:
-        """Programs compiled so far. It stays where it is when nothing is compiled any more."""
+        """Number of programs compiled so far. It is constant once nothing is compiled any more."""
         return self._programs.compiled
 
     def fits(self, limits: PromptLimits) -> Fit:
@@ -119,10 +119,10 @@ class Engine:
             params: the model's parameters on the engine's mesh.
             max_new_tokens, sampling: of the groups that do not say otherwise.
             progress: called with (groups done, groups in all).
-            watch: is asked every few tokens, for every row that goes on; False ends the row as it is.
-            more: is asked every few tokens for groups that have come in since; they count on from `groups`.
-                With it, pools are made for engine.groups of up to `max_new_tokens`, whatever comes first.
-            finished: is given each group's completions as soon as it is done; then nothing is returned.
+            watch: called every few tokens for every unfinished row; False ends the row as it is.
+            more: called every few tokens for new groups, whose numbers follow those of `groups`. With it,
+                pools are made for engine.groups groups of up to `max_new_tokens`, whatever comes first.
+            finished: called with each group's completions as soon as it is done; then nothing is returned.
 
         Raises:
             UserError: a group without siblings or own tokens, or one that does not fit into engine.cache_gib.
@@ -158,11 +158,11 @@ class Engine:
             done += 1
             progress(done, len(asked))
             if finished is not None:
-                asked[item.index] = None  # a call without an end must not keep what is done
+                asked[item.index] = None  # a call without an end must not keep finished groups
                 finished(item.index, item.completions)
 
         def ask(kind: Kind) -> bool:
-            """Take in what has come; False when another kind's turn has come."""
+            """Take in new groups; False when it is another kind's turn."""
             known = len(asked)
             if more is not None and (new := more()):
                 add(new)

@@ -1,4 +1,4 @@
-"""What the vision tower makes of images: computed once in a call, kept while a group waits that shows it."""
+"""Image features: computed once in a call, and kept while a group that shows the image waits."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class _Features:
 
 
 class ImageFeatures:
-    """Features of the images that groups show. Equal images, of whichever groups, share theirs."""
+    """Features of the images that groups show. Equal images share their features, also across groups."""
 
     def __init__(self, encode: Encode, config: Qwen25VLConfig):
         self._encode, self._config = encode, config
@@ -50,7 +50,7 @@ class ImageFeatures:
         self._uses.update(image.key for image in images)
 
     def release(self, images: Sequence[KeyedImage]) -> None:
-        """A group with these images needs them no more."""
+        """A group with these images no longer needs them."""
         self._uses.subtract(image.key for image in images)
         for key in list(self._known):
             if self._uses[key[0]] <= 0:

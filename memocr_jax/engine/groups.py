@@ -1,4 +1,4 @@
-"""What the engine is asked: groups of prompts that share a prefix."""
+"""The engine's input: groups of prompts that share a prefix."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class PromptGroup:
 
     @property
     def all_images(self) -> list[Image]:
-        """Of the prefix, then of the siblings."""
+        """The images of the prefix, then those of the siblings."""
         return [*self.prefix_images, *(image for own in self.own_images for image in own)]
 
 

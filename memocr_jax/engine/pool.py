@@ -150,8 +150,8 @@ def empty_pool(
 
 
 def encode(graphdef: nnx.GraphDef, params: nnx.State, vision: VisionBatch) -> tuple[Array, ...]:
-    """Features [slots, D] of every image of a batch, as arrays of their own: they live until the last prompt
-    that shows the image has been prefilled."""
+    """Features [slots, D] of every image of a batch, each an array of its own, so that it can be freed once
+    the last prompt that shows the image has been prefilled."""
     features = nnx.merge(graphdef, params).encode_images(vision)
     return tuple(features[i] for i in range(features.shape[0]))
 
@@ -167,7 +167,7 @@ def prefill(
 ) -> Prefilled:
     """Compute prompts and sample the first token of every sibling.
 
-    `features` are those that `prompts.image_slots` counts through, empty without images.
+    `features` are those that `prompts.image_slots` points into, empty without images.
     """
     model = nnx.merge(graphdef, params)
     count, siblings = prompts.suffix_len.shape
@@ -230,7 +230,7 @@ def insert(
         members=cache.members.at[groups].set(prompts.rows, mode="drop"),
         place=into(cache.place, groups[:, None] * siblings + jnp.arange(siblings)),
     )
-    # Whatever was in a row before is forgotten.
+    # What was in a row before is overwritten.
     tokens = jnp.zeros((rows.shape[0], pool.tokens.shape[1]), jnp.int32).at[:, 0].set(flat(prefilled.token))
     logp = jnp.zeros((rows.shape[0], pool.logp.shape[1]), jnp.float32).at[:, 0].set(flat(prefilled.logp))
     return pool._replace(
@@ -276,7 +276,7 @@ def decode(
         logits, cache = model.decode(pool.last, positions, pool.cache, weights)
         token, logp = sample_tokens(logits, pool.keys, pool.lengths, pool.sampling, eos_ids)
         going = ~pool.done
-        # Rows that are done stay as they are; their slots of this step are written again by nobody who reads.
+        # Rows that are done stay as they are; what this step writes into them is never read.
         cache = cache._replace(suffix_len=jnp.where(going, cache.suffix_len, pool.cache.suffix_len))
         slot = (jnp.arange(token.shape[0]), jnp.where(going, pool.lengths, pool.tokens.shape[1]))
         lengths = pool.lengths + going

@@ -1,4 +1,4 @@
-"""One kind of prompts on its way: waiting groups take the places of those that are finished."""
+"""Runs one kind of prompts through a pool: waiting groups take the places of finished ones."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Asked:
     sampling: SamplingConfig
     max_new_tokens: int
     windows: int
-    """Of its largest image; 0 without images."""
+    """Attention windows of its largest image; 0 without images."""
     completions: list[Completion | None] = dataclasses.field(default_factory=list)
     left: int = 0
     """Siblings that are not finished."""
@@ -127,7 +127,7 @@ class PoolRun:
             self._insert([queue.popleft() for _ in range(min(size, room))], size)
 
     def _enough(self, queue: Sequence[Asked]) -> int:
-        """The number of rows left at which the host has something to do: groups wait, or a smaller pool."""
+        """The number of unfinished rows at which decoding returns: to admit groups or to shrink the pool."""
         if queue:
             wanted = min(self.kind.prefill_groups[0], len(queue))
             rows = sum(queue[i].left for i in range(wanted))

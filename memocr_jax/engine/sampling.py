@@ -13,7 +13,7 @@ from memocr_jax.config import SamplingConfig
 
 
 class RowSampling(NamedTuple):
-    """How each row samples, as values: rows that sample differently share a batch and a program."""
+    """Sampling settings of each row, as arrays: rows that sample differently share a batch and a program."""
 
     temperature: Float[Array, "*B"]
     top_p: Float[Array, "*B"]

@@ -24,7 +24,7 @@ class Case:
 
     data: dict[str, Any]
     views: list[np.ndarray | None]
-    """u8[H, W, 3] of each of `data["answers"]`; None where nothing was looked at, or no page was kept."""
+    """u8[H, W, 3] of each of `data["answers"]`; None where no page was read, or none was kept."""
 
 
 def read_case(
@@ -163,7 +163,7 @@ def _view(directory: Path, result: dict[str, Any]) -> np.ndarray | None:
 
 
 def _fenced(text: str) -> str:
-    """Text of a model or of data as a code block that it cannot end."""
+    """Text of a model or of data as a code block; nothing in the text can end the block."""
     longest = run = 0
     for character in text:
         run = run + 1 if character == "`" else 0

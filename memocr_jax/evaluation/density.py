@@ -1,6 +1,6 @@
 """Information density over training: how much of what is drawn large, and small, is gold evidence.
 
-An analysis of arXiv 2601.21468: crucial is what stands in level-1 headings, detailed is body text.
+An analysis of arXiv 2601.21468. The crucial region is the level-1 headings, the detailed one body text.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What every analysis leaves: NAME.json, NAME.svg and NAME.md in one folder."""
+"""The results of an analysis: NAME.json, NAME.svg and NAME.md in one folder."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""What an evaluation has finished, on disk: it can be killed at any time and goes on where it was.
+"""The finished questions of an evaluation on disk: it can be killed at any time, and continues there.
 
 `<directory>/journal/` holds `fingerprint.json`, which says what is evaluated, and one file a process with a
 line for each finished question: its place, its results, and what the report shows of it. Everything else in
-the directory (results.jsonl, summary, tables, report) is made from these lines, so a line is the only thing
-that must be whole; one that was cut short is dropped.
+the directory (results.jsonl, summary, tables, report) is made from these lines, so only the lines must be
+whole; one that was cut short is dropped.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from render.types import Mode
 
 @dataclasses.dataclass(frozen=True)
 class FinalMemory:
-    """What a question's last draft left."""
+    """The memory after a question's last draft."""
 
     step: int
     example_id: str

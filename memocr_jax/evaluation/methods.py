@@ -1,4 +1,4 @@
-"""Answering questions in every way that is compared, from one draft.
+"""Answers questions by every method of an evaluation, from one draft.
 
 Methods (arXiv 2601.21468, section 5): the memory's page; a page of the same memory in one font size; the
 memory as text, cut to the budget; the document itself. What is sampled depends on the seed, the question's
@@ -38,21 +38,21 @@ KEYS = (
 )
 """Fields of a result, in the order in which results.jsonl has them."""
 DOCUMENT_TOKENS = 131_072
-"""Tokens of documents that raw history has in the engine at once, when it has more than one there."""
+"""Raw history gives the engine several documents at once up to so many tokens."""
 QUESTION_TOKENS = 512
 """Positions that raw history leaves free for the question: more than any question of the data sets needs."""
 
 
 @dataclasses.dataclass(frozen=True)
 class MethodAnswer:
-    """What was answered to one question by one method at one budget."""
+    """The answer to one question by one method at one budget."""
 
     sample: int
     method: Method | str
     budget: int | None
     """Visual tokens, or tokens of a text memory; None for raw history."""
     status: str
-    """How the page fared, or OK, TRUNCATED (memory or document cut) and EMPTY for a text."""
+    """The page's status; of a text OK, TRUNCATED (memory or document cut) or EMPTY."""
     text: str | None = None
     """The model's whole answer; None where nothing could be read, which counts as wrong."""
     image_tokens: int | None = None
@@ -63,7 +63,7 @@ class MethodAnswer:
 
 @dataclasses.dataclass(frozen=True)
 class Answered:
-    """A question with everything that was answered, and what it was answered from."""
+    """A question with all its answers, its memories and its pages."""
 
     example: QaExample
     answers: tuple[MethodAnswer, ...]
@@ -71,10 +71,10 @@ class Answered:
     memories: tuple[str, ...]
     """The memory of each sample; empty when no method needs one."""
     pages: dict[str, MemoryPage]
-    """The pages by content hash, those that could not be drawn too."""
+    """The pages by content hash, also those that could not be drawn."""
 
     def results(self, dataset: str, length: str) -> list[dict[str, Any]]:
-        """One object for each answer, with the fields `KEYS`. What could not be read or scored is wrong."""
+        """One object for each answer, with the fields `KEYS`. Unread and unscored answers are wrong."""
         return [_result(self.example, answer, dataset, length) for answer in self.answers]
 
     def entry(self, dataset: str, length: str) -> dict[str, Any]:
@@ -115,8 +115,8 @@ def evaluate_examples(
 
 
 def waves(questions: int, settings: EvalConfig, groups: int) -> list[range]:
-    """Questions that are worked on together: always the same ones, wherever an evaluation was interrupted,
-    because a batch of other lengths may round otherwise."""
+    """Groups of questions that are answered together. They are the same wherever an evaluation was
+    interrupted, because batches of other lengths may round differently."""
     return batches(questions, settings.wave_questions or groups)
 
 
@@ -207,7 +207,7 @@ _Same = tuple[int, int, str]
 
 @dataclasses.dataclass(frozen=True)
 class _Read:
-    """One answer that is wanted, and what it is read from (nothing, when there is nothing to read)."""
+    """A wanted answer, and the page or prompt that it is read from (none when there is nothing to read)."""
 
     q: int
     blank: MethodAnswer
@@ -219,7 +219,7 @@ class _Read:
 
     @property
     def same(self) -> _Same:
-        """Two budgets that show the same thing share one answer: a small page fits many budgets whole."""
+        """Key of what is read: budgets that show the same view share one answer."""
         return self.q, self.blank.sample, self.stream
 
 
@@ -272,7 +272,7 @@ _KEPT = {"p", "br", "ul", "ol", "li", "table", "thead", "tbody", "tfoot", "tr", 
 def flat_html(memory: str, mode: Mode = "markdown") -> str:
     """The memory as HTML without its layout: every word in one size and face; blocks, lists, tables stay.
 
-    The baseline that shows what layout is worth: same words, same reader, same budgets.
+    This baseline shows the effect of layout: words, reader and budgets are the same.
     """
     blocks = _HEAD_CELL.sub(r"<\1td>", _BLOCK.sub(r"<\1p>", to_html(memory, mode)))
     return nh3.clean(blocks, tags=_KEPT, attributes={})
@@ -303,7 +303,7 @@ def first_tokens(tokenizer: Tokenizer, text: str, budget: int) -> str:
         return text
     for kept in range(budget, 0, -1):
         start = tokenizer.decode(ids[:kept]).rstrip("\N{REPLACEMENT CHARACTER}")
-        # What is cut off may be tokenised otherwise than as a part of the whole.
+        # A shorter text may be tokenised differently from the same part of the whole.
         if len(tokenizer.encode(start)) <= budget:
             return start
     return ""
@@ -321,7 +321,7 @@ def _document_reads(agent: Agent, q: int, example: QaExample, samples: int, long
     tokens = np.concatenate(example.chunks) if example.chunks else np.zeros(0, np.int32)
     status = PageStatus.OK if len(tokens) else PageStatus.EMPTY
     if len(tokens) > longest:
-        # The middle goes, as it does where training cuts a document.
+        # The middle is cut out, as in training.
         tokens = np.concatenate([tokens[: (longest + 1) // 2], tokens[len(tokens) - longest // 2 :]])
         status = PageStatus.TRUNCATED
     prompt = None
@@ -364,7 +364,7 @@ def _read_texts(
 
 
 def _engine_calls(groups: list[list[_Read]], most: int) -> Iterator[list[list[_Read]]]:
-    """What is given to the engine at once: all short texts, but of documents only as many as fit together."""
+    """Texts for the engine at once: all short ones, but only as many documents as fit together."""
 
     def is_document(group: list[_Read]) -> bool:
         return group[0].blank.method == "raw history"

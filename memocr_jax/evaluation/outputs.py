@@ -1,4 +1,4 @@
-"""Everything but the report that an evaluation leaves, made from its journal: summary, tables and plots."""
+"""Makes the summary, tables and plots of an evaluation from its journal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What layout is worth: gold evidence put into memories as headings or as body text, read at every budget.
+"""The effect of layout: gold evidence is put into memories as headings or as body text, and read back.
 
 An analysis of arXiv 2601.21468. Both variants have the same words at the same place, the memory's beginning;
 they differ in how large the evidence is drawn.

@@ -13,7 +13,7 @@ from memocr_jax.core.rng import host_rng
 METRICS = ("em", "f1", "sub_em")
 METRIC_NAMES = {"em": "Exact match", "f1": "F1", "sub_em": "Sub-EM"}
 READ = ("OK", "TRUNCATED", "MISSING_GLYPHS")
-"""Statuses of what was read; everything else is a failure, and counts as wrong."""
+"""Statuses of pages and texts that were read; every other status is a failure, and counts as wrong."""
 CONFIDENCE = 0.95
 
 Cell = tuple[str, int | None]
@@ -129,7 +129,7 @@ def _scores(
 
 
 def _metrics(sets: Sequence[_Set], cell: Cell) -> dict[str, dict[str, float | None]]:
-    """Each metric's mean over the sets, its interval, and its change against the largest budget there is."""
+    """Each metric's mean over the sets, its interval, and its change against the largest budget."""
     largest = max((other[1] or 0 for one in sets for other in one.scores if other[0] == cell[0]), default=0)
     first = (cell[0], largest or None)
     mean = np.mean([one.means(cell) for one in sets], axis=0)

@@ -1,4 +1,4 @@
-"""Reading validation questions during training, with the code of `evaluate`."""
+"""Answers validation questions during training, with the code of `evaluate`."""
 
 from __future__ import annotations
 

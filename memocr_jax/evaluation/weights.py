@@ -38,7 +38,7 @@ class Weights:
             require_same_model(self.source.meta, system.model, self.name)
 
     def identity(self) -> dict[str, Any]:
-        """What tells these weights from others, as far as is known without reading them."""
+        """What identifies these weights, as far as it is known without reading them."""
         if self.source is None:
             return {"weights": f"{self.config.model.path} ({self.config.model.init})"}
         path = self.source.items / "_CHECKPOINT_METADATA"
@@ -53,7 +53,7 @@ class Weights:
 
 
 def _with_theme(config: Config, source: Source) -> Config:
-    """Pages are drawn as the checkpoint was trained on, unless another theme is named than its run's."""
+    """The settings with the checkpoint's theme, unless they name another theme than its run did."""
     # As it is, not `source.config`: a run of another version may have fields that are unknown here.
     text = (source.directory / "config.yaml").read_text("utf-8")
     render = (yaml.safe_load(text) or {}).get("render") or {}

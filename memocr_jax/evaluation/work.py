@@ -24,7 +24,7 @@ class EvaluationSet:
     length: str
     examples: Examples
     questions: int
-    """The first so many of `examples` are asked."""
+    """Only the first so many of `examples` are asked."""
 
 
 def load_sets(config: Config, tokenizer: Tokenizer) -> list[EvaluationSet]:
@@ -55,8 +55,8 @@ class EvaluationWork:
         self.left = sum((s, i) not in finished for s, own in enumerate(self.own) for i in own)
 
     def do(self, agent: Agent, params: nnx.State, wave_done: Callable[[EvaluationSet, int], None]) -> None:
-        """Answer what is not finished. A wave of which some questions are is done again as a whole: its
-        batches are then those of an evaluation that was never interrupted, and so are its numbers.
+        """Answer the questions that are not finished. A wave with some finished questions is answered again
+        as a whole, so its batches and numbers are those of an evaluation that was never interrupted.
 
         `wave_done` is called with a set and how many more of its questions are finished.
         """

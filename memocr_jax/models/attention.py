@@ -1,8 +1,8 @@
-"""Attention behind one interface; the implementation is chosen by an argument, never by what is found.
+"""Attention behind one interface. An argument chooses the implementation; the machine never does.
 
-Three uses: `packed` (training and prefill of rows [prefix | siblings]), `bidirectional` (vision), and
-`decode` (one token per row over a shared prefix cache and its own suffix cache).
-Scores and softmax are float32.
+There are three uses: `packed` (training and prefill of rows [prefix | siblings]), `bidirectional` (vision),
+and `decode` (one token per row over a shared prefix cache and its own suffix cache). Scores and softmax are
+float32.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from memocr_jax.models.attention_splash import packed_splash
 from memocr_jax.models.attention_splash import require_internals as require_splash
 
 Implementation = Literal["xla", "cudnn", "splash"]
-"""What computes rows of known layout: plain operations (runs everywhere), cuDNN's flash attention (GPU), or
-splash attention (TPU). Everything else is plain operations in any case."""
+"""What computes rows of known layout: plain operations (xla, runs everywhere), cuDNN's flash attention (GPU),
+or splash attention (TPU). All other attention is computed by plain operations."""
 
 
 def visible(
@@ -65,9 +65,9 @@ def packed(
     Grouped-query: kv head h serves query heads h * group .. (h + 1) * group - 1.
 
     Args:
-        layout: of all rows; without it they may be laid out differently, and every implementation does what
-            xla does.
-        mesh: over whose devices rows and heads are split (splash runs on each for itself).
+        layout: the layout of all rows. Without it rows may be laid out differently, and every implementation
+            computes what xla computes.
+        mesh: the devices over which rows and heads are split (splash runs on each by itself).
     """
     check_implementation(implementation)
     length = q.shape[1]
@@ -106,8 +106,9 @@ def require_backend(implementation: str, backend: str, dtype: str) -> None:
 
 
 BANDS = 8
-"""Parts of a long row's queries that are programs of their own. Each sees the keys up to its own end: with 8,
-an eighth more scores than needed; one program for each of 32 chunks took minutes to compile."""
+"""A long row's queries are computed in so many parts, each a program of its own that sees the keys up to the
+end of the part. With 8 parts an eighth more scores are computed than needed; one program for each of 32
+chunks took minutes to compile."""
 
 
 def _masked(q: Array, k: Array, v: Array, segments: Array, query_chunk: int | None) -> Array:
@@ -146,8 +147,8 @@ def _by_parts(
     query_chunk: int | None,
 ) -> Array:
     """`packed` as three products without a mask of their own: prefix with itself, siblings with the prefix,
-    each sibling with itself; the last two merged. No sibling meets another, in K (P + S) S scores instead of
-    (P + K S)^2 / 2."""
+    and each sibling with itself; the last two are merged. Scores between siblings are never computed: K (P +
+    S) S scores instead of (P + K S)^2 / 2."""
     batch, heads_dim = q.shape[0], q.shape[2:]
     prefix, siblings, own = layout.prefix, layout.siblings, layout.own
     kernel = {"xla": flash_xla, "cudnn": flash_cudnn}[implementation]
@@ -187,8 +188,8 @@ def bidirectional(
 ) -> Float[Array, "B L heads dim"]:
     """Every query sees every valid key of its row.
 
-    The same for every implementation: padding is anywhere in a window, which flash kernels do not take, and
-    windows are short.
+    It is the same for every implementation: a window may have padding anywhere, which flash kernels do not
+    accept, and windows are short.
     """
     check_implementation(implementation)
     length = q.shape[1]
@@ -221,11 +222,11 @@ def decode(
     q = q.reshape(rows, kv_heads, heads // kv_heads, dim)
     near = jnp.einsum("RhgD,RhDT->RhgT", q, suffix_k, preferred_element_type=f32) * dim**-0.5
     near = jnp.where(suffix_valid[:, None, None, :], near, MASKED)
-    # Queries by group: a sibling that is not there reads another row's query, and nobody reads its result.
+    # Queries by group: a sibling that is not there takes another row's query, and its result is not used.
     together = q[jnp.minimum(members, rows - 1)]
     far = jnp.einsum("QKhgD,QhDP->QKhgP", together, prefix_k, preferred_element_type=f32) * dim**-0.5
     far = jnp.where(prefix_valid[:, None, None, None, :], far, MASKED)
-    # The far part has a maximum of its own (P may be 0), so that only small arrays go between the two orders.
+    # The prefix part has a maximum of its own (P may be 0), so that only small arrays are reordered.
     far_top = far.max(-1, keepdims=True, initial=MASKED)
     far = jnp.exp(far - far_top)
     far_out = jnp.einsum("QKhgP,QhPD->QKhgD", far.astype(q.dtype), prefix_v, preferred_element_type=f32)
@@ -238,7 +239,7 @@ def decode(
     near = jnp.exp(near - near_top)
     near_out = jnp.einsum("RhgT,RhTD->RhgD", near.astype(q.dtype), suffix_v, preferred_element_type=f32)
     top = jnp.maximum(near_top, far_top)
-    # A part of which nothing is valid has the maximum MASKED, and so the share 0.
+    # A part without a valid key has the maximum MASKED, so its share is 0.
     near_share, far_share = jnp.exp(near_top - top), jnp.exp(far_top - top)
     total = near.sum(-1, keepdims=True) * near_share + far_total * far_share
     out = (near_out * near_share + far_out * far_share) / total

@@ -15,7 +15,7 @@ _MODULE = "jax._src.cudnn.fused_attention_stablehlo"
 
 
 def require_internals() -> tuple[Any, Any]:
-    """cuDNN's attention and its masks as JAX has them inside. Raises UserError when this JAX has others."""
+    """JAX's internal functions for cuDNN's attention. Raises UserError when this JAX has others."""
     arguments = ("q_seqlen", "kv_seqlen", "scale", "mask_type", "return_residual")
     attention = internal("cudnn", _MODULE, "dot_product_attention", arguments)
     return attention, internal("cudnn", _MODULE, "MaskType")
@@ -27,7 +27,7 @@ def causal_cudnn(
     v: Float[Array, "B L kv_heads dim"],
     lengths: Int32[Array, "B"],
 ) -> Float[Array, "B L heads dim"]:
-    """Causal attention of rows of so many valid tokens, which come first."""
+    """Causal attention of rows with the given numbers of valid tokens, which come first."""
     return jax.nn.dot_product_attention(
         q,
         k,
@@ -51,7 +51,7 @@ def flash_cudnn(q: Array, k: Array, v: Array, valid: Array, causal: bool) -> tup
         k,
         v,
         q_seqlen=jnp.full(q.shape[0], q.shape[1], jnp.int32),
-        # cuDNN divides by the sum of no weights: an empty part reads one key, and is taken out below.
+        # cuDNN would divide by an empty sum: a part without keys reads one key, and is masked below.
         kv_seqlen=jnp.maximum(valid, 1).astype(jnp.int32),
         scale=q.shape[-1] ** -0.5,
         mask_type=masks.PADDING_CAUSAL if causal else masks.PADDING,

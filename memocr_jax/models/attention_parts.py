@@ -1,6 +1,6 @@
 """Siblings attend to a shared prefix and to themselves: two parts, merged by their log-sum-exps.
 
-The kernel of the two parts is an argument; `flash_xla` is the one of plain operations, which runs everywhere.
+The kernel of the two parts is an argument; `flash_xla`, of plain operations, runs everywhere.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ MASKED = -0.7 * float(jnp.finfo(jnp.float32).max)
 
 
 def default_query_chunk(length: int) -> int:
-    """Queries whose scores exist at once in the XLA path; [heads, L, L] never does.
+    """The number of queries whose scores exist at once in the XLA path; [heads, L, L] never exists.
 
     Short rows: few enough that scores stay in a processor's cache (512 -> 128 made a forward pass over 512
     tokens 9% faster on one core). Long rows: large products.

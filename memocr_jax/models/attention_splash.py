@@ -68,7 +68,7 @@ def packed_splash(
             several_heads([mask] * (heads // kv_heads)), block_sizes=blocks, interpret=interpret
         )
         grouped = q.reshape(batch, length, kv_heads, heads // kv_heads, dim).transpose(0, 2, 3, 1, 4)
-        # Padding sees padding: every query sees something, and no valid one sees padding.
+        # Padding sees padding, so every query sees something, and no valid query sees padding.
         ids = (segments < 0).astype(jnp.int32)
         ids = segment_ids(q=ids, kv=ids)
         by_head = jax.vmap(kernel, in_axes=(0, 0, 0, None))
@@ -89,7 +89,7 @@ def splash_mask(layout: RowLayout, length: int) -> Any:
         return (key <= query) & ((key < prefix) | (same & (query >= prefix)))
 
     class SharedPrefixMask(computed_mask):
-        """Splash computes such a mask in the kernel."""
+        """A mask that splash computes in the kernel."""
 
         def __eq__(self, other: object) -> bool:
             return self is other  # made once for each layout

@@ -16,9 +16,9 @@ Layers = Any
 class DecodeCache(NamedTuple):
     """Keys (rotated) and values of all layers. Slots at or above a length are not valid.
 
-    Q groups with P prefix slots each, R rows with T suffix slots each. A row is a sibling of one group; which
-    one is said by `members` and, the other way round, by `place`. Heads come before slots and keys have their
-    slots last, as the products read them: no copy is turned around for every token.
+    Q groups with P prefix slots each, R rows with T suffix slots each. A row is a sibling of one group:
+    `members` gives the rows of a group, `place` the place of a row in it. Heads come before slots and keys
+    have their slots last, as the products read them, so that nothing is transposed for every token.
     """
 
     prefix_k: Layers
@@ -34,7 +34,7 @@ class DecodeCache(NamedTuple):
     members: Int32[Array, "Q K"]
     """Row of each sibling of a group, R where there is none."""
     place: Int32[Array, "R"]
-    """Index of a row in `members`, flattened; any for a row that is not in use."""
+    """Index of a row in the flattened `members`; any value for a row that is not in use."""
 
     @property
     def capacity(self) -> int:
@@ -48,7 +48,7 @@ class DecodeCache(NamedTuple):
 
 
 def per_layer(layers: Layers) -> tuple[Array, ...]:
-    """One array per layer. On a CPU a layer of a stacked array is copied before a product reads it."""
+    """The cache with one array per layer. A CPU would copy a layer of a stack before each use."""
     return tuple(layers) if isinstance(layers, tuple) else tuple(layers[i] for i in range(layers.shape[0]))
 
 

@@ -1,4 +1,4 @@
-"""A checkpoint in this port against transformers' PyTorch model, layer by layer, in float32."""
+"""Compares a checkpoint in this port with transformers' PyTorch model, layer by layer, in float32."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def check_checkpoint(directory: str | Path, seed: int = 0) -> list[LayerCheck]:
         raise UserError("check needs torch; install the dev extra: pip install memocr_jax[dev]") from None
     config = Qwen25VLConfig.from_file(directory)
     ids, pixels, grid = _inputs(config, seed)
-    ours = _run_ours(Path(directory), config, ids, pixels, grid)  # first: its errors are the clear ones
+    ours = _run_ours(Path(directory), config, ids, pixels, grid)  # first, because its errors are clear
     model = Qwen2_5_VLForConditionalGeneration.from_pretrained(directory, dtype=torch.float32).eval()
     return [
         LayerCheck(name, float(np.abs(theirs).max()), float(np.abs(theirs - ours[name]).max()))

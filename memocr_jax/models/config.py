@@ -225,7 +225,7 @@ def read_config_json(path: str | Path) -> dict[str, Any]:
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Without the missing (their defaults apply), lists as tuples (the dataclasses are hashable)."""
+    """The values that are set, with lists as tuples, because the dataclasses are hashable."""
     return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if v is not None}
 
 
@@ -235,7 +235,7 @@ def _divides(name: str, value: int, whole_name: str, whole: int) -> None:
 
 
 def _refuse_unsupported(text: Mapping, vision: Mapping, rope: Mapping, source: str) -> None:
-    """Raise UserError for switches whose other position would silently give other numbers."""
+    """Raise UserError for settings that this port lacks and that would silently give other numbers."""
     for name, activation in (("hidden_act", text), ("vision_config.hidden_act", vision)):
         if activation.get("hidden_act", "silu") != "silu":
             raise UserError(f"{source}: {name} is {activation['hidden_act']!r}; only 'silu' is supported")

@@ -1,7 +1,7 @@
-"""How many floating-point operations the model takes, counted from its shapes; a product and a sum are two.
+"""Counts the model's floating-point operations from its shapes; a multiplication and an addition are two.
 
-What is counted are matrix products and attention as the mathematics needs them: not what rematerialisation
-computes again, not padding, not masked scores. Used for the utilisation of hardware (MFU, arXiv 2204.02311).
+Matrix products and attention are counted as the mathematics needs them, without rematerialisation, padding
+and masked scores. The counts are used for the utilisation of hardware (MFU, arXiv 2204.02311).
 """
 
 from __future__ import annotations
@@ -60,6 +60,6 @@ def vision_flops(config: Qwen25VLConfig, patches: int, images: int = 1) -> float
 
 
 def row_pairs(prefix: int, siblings: list[int]) -> int:
-    """(query, key) pairs of a packed row: a sibling's token sees the prefix and its own sibling so far."""
+    """Number of (query, key) pairs of a packed row: a token sees the prefix and its own sibling so far."""
     own = sum(s * prefix + s * (s + 1) // 2 for s in siblings)
     return prefix * (prefix + 1) // 2 + own

@@ -1,4 +1,4 @@
-"""The files around the weights of a Hugging Face checkpoint: finding them, and writing all or none."""
+"""Finds a Hugging Face checkpoint, and writes the files beside its weights: all of them or none."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def write_side_files(
     """Write everything but the weights.
 
     Args:
-        directory: where to.
+        directory: where they are written.
         config: of the model; dtype: of the weights, as config.json states it.
         source: directory the model came from: its files are copied, fields of its config.json that we do not
             know are kept; None when it has never been a Hugging Face checkpoint.

@@ -1,4 +1,4 @@
-"""Hugging Face checkpoints of Qwen2.5-VL, both directions: one table of names, every key exactly once.
+"""Reads and writes Hugging Face checkpoints of Qwen2.5-VL by one table of names, every key exactly once.
 
 Our parameters have the element order of the published files, so import and export only slice and stack:
 what is exported and imported again is the same bit for bit. Both are streamed, one tensor at a time.
@@ -121,7 +121,7 @@ def load_params(
                 layer_spec = PartitionSpec(*sharding.spec[1:])
                 piece = files.read_sharded(key, NamedSharding(mesh, layer_spec))
                 arrays[entry.path] = _place(sharding)(arrays[entry.path], piece, entry.layer)
-            # Waiting bounds what is in flight: reads are faster than transfers to a device.
+            # Waiting bounds the tensors in flight: reads are faster than transfers to a device.
             jax.block_until_ready(arrays[entry.path])
             done += files.info(key).nbytes
             report(done, total)
@@ -203,7 +203,7 @@ def _match(
 
 
 def _check_tied(files: TensorFiles, source: str) -> None:
-    """A tied checkpoint may carry the head as a copy of the embedding, and only as that."""
+    """Raise UserError when a tied checkpoint carries a head that is no copy of the embedding."""
     names = {published_name(key): key for key in files.names()}
     if _HEAD in names and not files.equal(names[_EMBEDDING], names[_HEAD]):
         raise UserError(
@@ -223,7 +223,7 @@ def _place(sharding: NamedSharding) -> Callable[[jax.Array, jax.Array, int], jax
 
 
 def _fetch(array: Any, layer: int | None, dtype: np.dtype) -> Any:
-    """One tensor whole on this host, cast on the device."""
+    """One whole tensor on this host, cast on the device."""
     if isinstance(array, jax.Array) and isinstance(array.sharding, NamedSharding):
         whole = replicated(array.sharding.mesh)
     else:

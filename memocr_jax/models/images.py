@@ -31,7 +31,7 @@ class Patches(NamedTuple):
 
 
 Image = np.ndarray | Patches
-"""Pixels u8[H, W, 3] whose sides are multiples of an image token, or what was made of them already."""
+"""Pixels u8[H, W, 3] whose sides are multiples of an image token, or patches made of such pixels."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,8 +60,8 @@ class ImageSettings:
 
 
 def smart_resize(height_px: int, width_px: int, token_px: int, settings: ImageSettings) -> tuple[int, int]:
-    """Height and width to which an image is resized: multiples of `token_px`, the area within the limits,
-    the aspect ratio nearly kept. The rule of the published models (Qwen2-VL, arXiv 2409.12191).
+    """Height and width to which an image is resized: multiples of `token_px`, with the area within the limits
+    and nearly the same aspect ratio. This is the rule of the published models (Qwen2-VL, arXiv 2409.12191).
 
     Raises UserError for an image more than 200 times as long as wide.
     """
@@ -139,10 +139,10 @@ def image_grid(image: Image, config: VisionConfig) -> tuple[int, int]:
 
 
 def image_hash(image: Image) -> bytes:
-    """The one identity of an image: equal for images of equal size and pixels (or patches).
+    """The identity of an image: equal for images of equal size and pixels (or patches).
 
-    A page is known by what it is drawn from (`MemoryPage.content_hash`), before it is drawn. A view of it is
-    known by its pixels, because that is all the model sees of it.
+    A page is identified before it is drawn, by its content and settings (`MemoryPage.content_hash`). A view
+    of it is identified by its pixels, which are all that the model sees.
     """
     array, shape = image if isinstance(image, Patches) else (image, image.shape)
     return hashlib.blake2b(np.ascontiguousarray(array), digest_size=16).digest() + repr(shape).encode()

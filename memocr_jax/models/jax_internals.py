@@ -1,4 +1,4 @@
-"""Functions of JAX that are not public: fetched by name, so that a JAX without them is a clear error."""
+"""Fetches functions of JAX that are not public by name, so that a JAX without them is a clear error."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ def adapted(
 
 
 def init_adapters(abstract_adapters: nnx.State, mesh: Mesh, seed: int) -> nnx.State:
-    """Fresh adapters: A uniform within 1 / sqrt(inputs) as PEFT has it, B zero: they change nothing yet."""
+    """Fresh adapters: A is uniform within 1 / sqrt(inputs), as in PEFT, and B is zero: no change yet."""
 
     def init(key: jax.Array) -> nnx.State:
         values = {}

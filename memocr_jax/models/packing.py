@@ -90,7 +90,7 @@ class PackedRows:
         if images or segment == 0:
             positions = first + mrope_positions(ids, [image.grid for image in images], config)
         else:
-            # A sampled sibling may hold any id, an image's placeholder among them: it is text all the same.
+            # A sampled sibling may hold any id, also the image placeholder's: all of it is text.
             positions = np.broadcast_to(first + np.arange(len(ids)), (3, len(ids)))
         self.tokens[row, span] = ids
         self.mrope_pos[:, row, span] = positions

@@ -1,4 +1,4 @@
-"""Conversations with images to the arrays a Qwen2.5-VL takes, as transformers' processor makes them.
+"""Turns conversations with images into the arrays a Qwen2.5-VL takes, as transformers' processor does.
 
 transformers' own `Qwen2_5_VLProcessor` needs torch and torchvision; this one needs neither.
 """

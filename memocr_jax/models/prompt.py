@@ -1,4 +1,4 @@
-"""A prompt as pieces that know no tokenizer; `Tokenizer.encode_prompt` turns them into token ids."""
+"""A prompt as pieces, independent of the tokenizer; `Tokenizer.encode_prompt` turns them into token ids."""
 
 from __future__ import annotations
 

@@ -83,7 +83,7 @@ class Qwen25VL(nnx.Module):
 
         Query i sees key j iff j <= i and segments[j] is 0 (the prefix) or segments[i]; -1 is padding.
         With `return_kv` also (k, v), each [layers, B, L, kv_heads, dim], keys rotated. `layout` says where
-        the parts of all rows are, if that is known: then less is computed, by the model's `attention`.
+        the parts of all rows are, if that is known. Then the model's `attention` computes less.
         """
         keep = (lambda x, k, v: (k, v)) if return_kv else (lambda x, k, v: None)
         x, kv = self.language_model(embeds, mrope_pos, segments, keep, layout)
@@ -119,9 +119,10 @@ class Qwen25VL(nnx.Module):
 
 
 class DecodingCopy(nnx.Module):
-    """A second copy of the decoder's weights as a CPU decodes fastest: layers apart, matrices turned.
+    """A second copy of the decoder's weights, with separate layers and transposed matrices, for a CPU.
 
-    A scan over stacked layers copies every layer's weights before it uses them, for every token.
+    A CPU decodes fastest from this layout: a scan over stacked layers would copy every layer's weights before
+    it uses them, for every token.
     """
 
     def __init__(self, model: Qwen25VL):
@@ -137,7 +138,7 @@ class DecodingCopy(nnx.Module):
 def abstract_model(config: Qwen25VLConfig, **options: Any) -> tuple[nnx.GraphDef, nnx.State]:
     """(graphdef, state of jax.ShapeDtypeStruct) of `Qwen25VL(config, **options)` without its memory.
 
-    The one description of names, shapes, types and logical axes: init, import and restore follow it.
+    Names, shapes, types and logical axes are described here only: init, import and restore use this.
     """
     model = nnx.eval_shape(lambda: Qwen25VL(config, rngs=nnx.Rngs(0), **options))
     return nnx.split(model)

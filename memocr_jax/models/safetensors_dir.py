@@ -1,4 +1,4 @@
-"""A directory of safetensors files as one set of tensors: read by part and by shard, written as a stream."""
+"""A directory of safetensors files as one set of tensors, read in parts or shards and written as a stream."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def write_tensors(
 ) -> None:
     """Write tensors, in the given order, to one file or to shards with an index, as they come.
 
-    With `write` False the tensors are only drawn (processes that take part in fetching but do not write).
+    With `write` False the tensors are only fetched, for processes that take part in fetching them.
     Raises UserError when the disk is full or the directory cannot be written.
     """
     shards = _split(infos, shard_bytes)
@@ -185,7 +185,7 @@ def _split(infos: Sequence[TensorInfo], shard_bytes: int) -> list[list[TensorInf
 def _header(infos: Sequence[TensorInfo]) -> bytes:
     """A safetensors header: its length in 8 bytes, then JSON padded with spaces to a multiple of 8.
 
-    The library can only write tensors that are all in memory; the format is this and the data in order.
+    The library can only write tensors that are all in memory. A file is this header and the data in order.
     """
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0

@@ -21,7 +21,7 @@ from memocr_jax.models.rope import mrope_angles, rotate, sin_cos
 
 
 class Attention(nnx.Module):
-    """Projections and rotation; what is attended to is the caller's choice (a packed row or a cache)."""
+    """Projections and rotation; the caller chooses what is attended to (a packed row or a cache)."""
 
     def __init__(self, config: TextConfig, make: Maker):
         width = {"embed": config.hidden_size}
@@ -128,7 +128,7 @@ class TextModel(nnx.Module):
         `layers` are those of `Qwen25VL.decoding_copy`, made before the loop over tokens; the cache's fields
         may then be tuples with one array per layer.
         """
-        # Kept: XLA would compute them again for every head of every layer, as part of what uses them.
+        # Kept in memory: XLA would otherwise compute them again for every head of every layer.
         sincos = jax.lax.optimization_barrier(sin_cos(mrope_angles(mrope_pos, self.config)))
         rows = jnp.arange(cache.suffix_len.shape[0])
         prefix_slots = jax.tree.leaves(cache.prefix_v)[0].shape[-2]
@@ -154,7 +154,7 @@ class TextModel(nnx.Module):
             return layer(x, sincos, attend)
 
         def put(keys, values, k, v, *layer):
-            """The new token's key and value in their slots; a row that is full is left as it is."""
+            """Put the new token's key and value in their slots; a row that is full is left as it is."""
             k, v = k.astype(keys.dtype), v.astype(values.dtype)
             heads = jnp.arange(k.shape[1])
             at = (*layer, rows[:, None], heads)

@@ -1,6 +1,6 @@
-"""Text to token ids and back, for Qwen's tokenizers and the project's own small one.
+"""Turns text into token ids and back, for Qwen's tokenizers and the project's own small one.
 
-Works on `tokenizer.json` through the `tokenizers` library: no transformers import, so it starts at once.
+It reads `tokenizer.json` with the `tokenizers` library and does not import transformers, which starts slowly.
 """
 
 from __future__ import annotations
