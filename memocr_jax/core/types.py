@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int32
+from jaxtyping import Array, Bool, Float, Int32, UInt8
 
 
 class TurnKind(enum.StrEnum):
@@ -47,16 +47,19 @@ class QaExample:
 
 
 class VisionBatch(NamedTuple):
-    """Images as the vision tower takes them: a row per image, patches grouped by attention window.
+    """Images as the vision tower takes them: rows of attention windows, patches grouped by window.
 
-    Every window has all its slots, real or not, so one executable serves every aspect ratio with the
-    same number of windows; the four patches of a 2x2 merge unit are contiguous.
+    Every window has all its slots, real or not, so one executable serves every aspect ratio; the four patches
+    of a 2x2 merge unit are contiguous.
     """
 
-    patches: Float[Array, "R W N patch"]
+    patches: Float[Array, "R W N patch"] | UInt8[Array, "R W N pixels"]
+    """Normalised patches, or the bytes of their pixels (one frame), which the vision tower normalises."""
     coords: Int32[Array, "R W N 2"]
     """Row and column of each patch in its image, in patches."""
     valid: Bool[Array, "R W N"]
+    image: Int32[Array, "R W"] | None = None
+    """Which image of its row a window belongs to; without it a row is one image."""
 
 
 class Stop(enum.StrEnum):

@@ -182,11 +182,12 @@ def bidirectional(
     k: Float[Array, "B L heads dim"],
     v: Float[Array, "B L heads dim"],
     valid: Bool[Array, "B L"],
+    groups: Int32[Array, "B L"] | None = None,
     *,
     implementation: Implementation = "xla",
     query_chunk: int | None = None,
 ) -> Float[Array, "B L heads dim"]:
-    """Every query sees every valid key of its row.
+    """Every query sees every valid key of its row, or (with `groups`) of its group in the row.
 
     It is the same for every implementation: a window may have padding anywhere, which flash kernels do not
     accept, and windows are short.
@@ -194,8 +195,15 @@ def bidirectional(
     check_implementation(implementation)
     length = q.shape[1]
     query_chunk = query_chunk or default_query_chunk(length)
-    mask = valid[:, None, :]
-    chunks = [_attend(q[:, s : s + query_chunk], k, v, mask) for s in range(0, length, query_chunk)]
+
+    def mask(start: int) -> Array:
+        if groups is None:
+            return valid[:, None, :]
+        same = groups[:, start : start + query_chunk, None] == groups[:, None, :]
+        return same & valid[:, None, :]
+
+    starts = range(0, length, query_chunk)
+    chunks = [_attend(q[:, s : s + query_chunk], k, v, mask(s)) for s in starts]
     return chunks[0] if len(chunks) == 1 else jnp.concatenate(chunks, axis=1)
 
 

@@ -100,21 +100,41 @@ def prepare_image(
     Raises:
         UserError: not u8[H, W, 3], or a side is no multiple of an image token.
     """
+    pixels, grid = cut_patches(image, config)
+    patch = config.patch_size
+    channels = pixels.reshape(-1, 3, patch * patch)
+    values = normal_values(settings).T[np.arange(3)[:, None], channels]
+    frames = np.repeat(values[:, :, None], config.temporal_patch_size, axis=2)
+    return Patches(frames.reshape(len(pixels), config.patch_features), grid)
+
+
+def cut_patches(
+    image: UInt8[np.ndarray, "H W 3"], config: VisionConfig
+) -> tuple[UInt8[np.ndarray, "N pixels"], tuple[int, int]]:
+    """The patches of an image as bytes, and its grid; `prepare_image` without the arithmetic.
+
+    Returns:
+        u8[N, pixels]: merge units in raster order; a patch is channels x rows x columns, and (rows, columns)
+        in patches.
+
+    Raises:
+        UserError: as `prepare_image`.
+    """
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise UserError(f"image is {image.dtype}{list(image.shape)}; it must be uint8 [height, width, 3]")
     _check_sides(*image.shape[:2], config)
     patch, merge = config.patch_size, config.spatial_merge_size
     rows, columns = image.shape[0] // patch, image.shape[1] // patch
-    # u8 has 256 values: a table per channel does the arithmetic once, in the order upstream does it.
-    values = (np.arange(256, dtype=np.float64) / 255).astype(np.float32)[:, None]
-    table = (values - np.float32(settings.mean)) / np.float32(settings.std)
     units = image.reshape(rows // merge, merge, patch, columns // merge, merge, patch, 3)
     units = units.transpose(0, 3, 1, 4, 6, 2, 5)  # unit row, unit column, row, column, channel, y, x
-    units = table.T[np.arange(3)[:, None, None], units]
-    frames = np.broadcast_to(
-        units[:, :, :, :, :, None], (*units.shape[:5], config.temporal_patch_size, patch, patch)
-    )
-    return Patches(frames.reshape(rows * columns, config.patch_features), (rows, columns))
+    return units.reshape(rows * columns, 3 * patch * patch), (rows, columns)
+
+
+def normal_values(settings: ImageSettings = ImageSettings()) -> Float[np.ndarray, "256 3"]:
+    """What each of the 256 bytes becomes in each channel, in the order of operations of the published
+    processor."""
+    values = (np.arange(256, dtype=np.float64) / 255).astype(np.float32)[:, None]
+    return (values - np.float32(settings.mean)) / np.float32(settings.std)
 
 
 def num_windows(height_px: int, width_px: int, config: VisionConfig) -> int:
@@ -177,28 +197,30 @@ def vision_batch(
     config: VisionConfig,
     windows: int | None = None,
     rows: int | None = None,
-    settings: ImageSettings = ImageSettings(),
+    places: Sequence[int] | None = None,
 ) -> tuple[VisionBatch, list[Int32[np.ndarray, "_"]]]:
-    """`pack_patches` of images at their own sizes."""
-    prepared = [
-        image if isinstance(image, Patches) else prepare_image(image, config, settings) for image in images
-    ]
-    return pack_patches([p for p, _ in prepared], [g for _, g in prepared], config, windows, rows)
+    """`pack_patches` of images at their own sizes: pixels stay bytes, which the vision tower normalises,
+    unless some are patches that were prepared already."""
+    prepare = prepare_image if any(isinstance(image, Patches) for image in images) else cut_patches
+    cut = [image if isinstance(image, Patches) else prepare(image, config) for image in images]
+    return pack_patches([p for p, _ in cut], [g for _, g in cut], config, windows, rows, places)
 
 
 def pack_patches(
-    patches: Sequence[Float[np.ndarray, "_ features"]],
+    patches: Sequence[Float[np.ndarray, "_ features"]] | Sequence[UInt8[np.ndarray, "_ pixels"]],
     grids: Sequence[tuple[int, int]],
     config: VisionConfig,
     windows: int | None = None,
     rows: int | None = None,
+    places: Sequence[int] | None = None,
 ) -> tuple[VisionBatch, list[Int32[np.ndarray, "_"]]]:
-    """Arrange prepared images, one per row, in the padded-window layout.
+    """Arrange images in the padded-window layout.
 
     Args:
-        patches, grids: per image, as `prepare_image` returns them.
+        patches, grids: per image, as `prepare_image` or `cut_patches` returns them.
         windows: windows per row (a bucket), default: as many as the image with the most has.
         rows: rows of the batch, default: as many as images. The rest is not valid.
+        places: the row of each image, where a row may hold several; default a row for each.
 
     Returns:
         The batch [rows, windows, window patches, ...] as numpy arrays, and per image the index of each of
@@ -211,34 +233,48 @@ def pack_patches(
     windows_of = [num_windows(r * config.patch_size, c * config.patch_size, config) for r, c in grids]
     rows = max(len(grids), 1) if rows is None else rows
     windows = max(windows_of, default=1) if windows is None else windows
-    if len(grids) > rows:
+    if places is None and len(grids) > rows:
         raise UserError(f"{len(grids)} images do not fit into {rows} rows")
-    if max(windows_of, default=0) > windows:
+    taken = np.zeros(rows, np.int64)
+    np.add.at(taken, np.arange(len(grids)) if places is None else np.asarray(places, np.int64), windows_of)
+    if taken.max(initial=0) > windows:
         raise UserError(f"an image has {max(windows_of)} windows; the rows have only {windows}")
 
     slots_per_row = windows * side**2
-    out = np.zeros((rows, slots_per_row, config.merge_unit, config.patch_features), np.float32)
+    features, kind = (patches[0].shape[1], patches[0].dtype) if patches else (_pixels(config), np.uint8)
+    out = np.zeros((rows, slots_per_row, config.merge_unit, features), kind)
     coords = np.zeros((rows, slots_per_row, config.merge_unit, 2), np.int32)
     valid = np.zeros((rows, slots_per_row, config.merge_unit), bool)
     within = np.stack(np.divmod(np.arange(config.merge_unit), merge), axis=-1)  # row, column in a merge unit
-    slots = []
-    for row, (image, grid) in enumerate(zip(patches, grids, strict=True)):
+    numbers = None if places is None else np.full((rows, windows), -1, np.int32)
+    slots, taken = [], np.zeros(rows, np.int64)
+    for i, (image, grid) in enumerate(zip(patches, grids, strict=True)):
+        row = i if places is None else places[i]
         unit_columns = grid[1] // merge
         r, c = np.divmod(np.arange(len(image) // config.merge_unit), unit_columns)
         window = (r // side) * math.ceil(unit_columns / side) + c // side
-        slot = window * side**2 + (r % side) * side + c % side
-        out[row, slot] = image.reshape(-1, config.merge_unit, config.patch_features)
+        slot = (taken[row] + window) * side**2 + (r % side) * side + c % side
+        out[row, slot] = image.reshape(-1, config.merge_unit, features)
         coords[row, slot] = np.stack([r, c], axis=-1)[:, None] * merge + within
         valid[row, slot] = True
         slots.append((row * slots_per_row + slot).astype(np.int32))
+        if numbers is not None:
+            numbers[row, taken[row] : taken[row] + windows_of[i]] = i
+        taken[row] += windows_of[i]
 
     shape = (rows, windows, config.window_patches)
     batch = VisionBatch(
-        patches=out.reshape(*shape, config.patch_features),
+        patches=out.reshape(*shape, features),
         coords=coords.reshape(*shape, 2),
         valid=valid.reshape(shape),
+        image=numbers,
     )
     return batch, slots
+
+
+def _pixels(config: VisionConfig) -> int:
+    """Bytes of a patch."""
+    return 3 * config.patch_size**2
 
 
 def _check_sides(height_px: int, width_px: int, config: VisionConfig) -> None:

@@ -10,15 +10,17 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from memocr_jax.core.sharding import constrain_batch
 from memocr_jax.core.types import VisionBatch
 from memocr_jax.models import attention
 from memocr_jax.models.config import VisionConfig
+from memocr_jax.models.images import normal_values
 from memocr_jax.models.layers import Linear, Maker, Remat, RMSNorm, SwiGLU, matmul_t, scan_layers
 from memocr_jax.models.rope import rotate, sin_cos, vision_angles
 
@@ -117,26 +119,44 @@ class VisionModel(nnx.Module):
 
         def step(block, x, sees_all):
             def attend(q, k, v):
-                return jax.lax.cond(
-                    sees_all, self._image_attention, self._window_attention, q, k, v, vision.valid
-                )
+                return jax.lax.cond(sees_all, self._image_attention, self._window_attention, q, k, v, vision)
 
             x = constrain_batch(block(x, sincos, attend), self.mesh)
             return x, keep(x)
 
-        x = constrain_batch(self.patch_embed(vision.patches.astype(self.dtype)), self.mesh)
+        x = constrain_batch(self.patch_embed(self._normal(vision.patches).astype(self.dtype)), self.mesh)
         x, kept = scan_layers(self.blocks, step, x, full, remat=self.remat)
         return self.merger(x), kept
 
-    def _window_attention(self, q: Array, k: Array, v: Array, valid: Bool[Array, "R W N"]) -> Array:
-        return self._attention(q, k, v, valid, rows=q.shape[0] * q.shape[1])
+    def _normal(self, patches: Array) -> Float[Array, "R W N features"]:
+        """Normalised patches; bytes become what `images.prepare_image` makes of them, frame for frame."""
+        if patches.dtype != jnp.uint8:
+            return patches
+        channels = patches.reshape(*patches.shape[:-1], 3, -1)
+        table = jnp.asarray(normal_values())
+        values = jnp.stack([table[channels[..., c, :], c] for c in range(3)], axis=-2)
+        frames = jnp.repeat(values[..., None, :], self.config.temporal_patch_size, axis=-2)
+        return frames.reshape(*patches.shape[:-1], -1)
 
-    def _image_attention(self, q: Array, k: Array, v: Array, valid: Bool[Array, "R W N"]) -> Array:
-        return self._attention(q, k, v, valid, rows=q.shape[0])
+    def _window_attention(self, q: Array, k: Array, v: Array, vision: VisionBatch) -> Array:
+        return self._attention(q, k, v, vision.valid, None, rows=q.shape[0] * q.shape[1])
 
-    def _attention(self, q: Array, k: Array, v: Array, valid: Array, rows: int) -> Array:
-        """Attention among the patches of each of `rows` equal parts of the batch."""
+    def _image_attention(self, q: Array, k: Array, v: Array, vision: VisionBatch) -> Array:
+        images = vision.image
+        if images is not None:
+            images = jnp.broadcast_to(images[..., None], vision.valid.shape)
+        return self._attention(q, k, v, vision.valid, images, rows=q.shape[0])
+
+    def _attention(
+        self, q: Array, k: Array, v: Array, valid: Array, images: Array | None, rows: int
+    ) -> Array:
+        """Attention among the patches of each of `rows` equal parts of the batch, within `images`."""
         heads_dim = q.shape[-2:]
         parts = (t.reshape(rows, -1, *heads_dim) for t in (q, k, v))
-        out = attention.bidirectional(*parts, valid.reshape(rows, -1), implementation=self.implementation)
+        out = attention.bidirectional(
+            *parts,
+            valid.reshape(rows, -1),
+            images if images is None else images.reshape(rows, -1),
+            implementation=self.implementation,
+        )
         return out.reshape(q.shape)

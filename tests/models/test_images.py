@@ -11,6 +11,7 @@ from memocr_jax.core.errors import UserError
 from memocr_jax.models.config import VisionConfig
 from memocr_jax.models.images import (
     ImageSettings,
+    cut_patches,
     grid_tokens,
     image_hash,
     num_windows,
@@ -87,13 +88,13 @@ def test_every_patch_is_in_its_window_once(sizes, extra):
     images = [rng.integers(0, 256, (28 * h, 28 * w, 3), dtype=np.uint8) for h, w in sizes]
     windows = max(num_windows(*i.shape[:2], CONFIG) for i in images) + extra
     batch, slots = vision_batch(images, CONFIG, windows=windows, rows=len(images) + extra)
-    flat = batch.patches.reshape(-1, 4, CONFIG.patch_features)
+    flat = batch.patches.reshape(-1, 4, 3 * 14 * 14)
     coords = batch.coords.reshape(-1, 4, 2)
     valid = batch.valid.reshape(-1, 4)
     per_row = windows * 16
     for row, (image, own, (h, w)) in enumerate(zip(images, slots, sizes, strict=True)):
-        patches, _ = prepare_image(image, CONFIG)
-        np.testing.assert_array_equal(flat[own], patches.reshape(-1, 4, CONFIG.patch_features))
+        patches, _ = cut_patches(image, CONFIG)
+        np.testing.assert_array_equal(flat[own], patches.reshape(-1, 4, 3 * 14 * 14))
         assert valid[own].all() and len(set(own)) == h * w
         assert (own // per_row == row).all()
         # The patches of a token are a 2 x 2 square at twice its place; a window is 8 x 8 patches.
