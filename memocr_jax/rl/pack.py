@@ -125,7 +125,8 @@ def save_minibatch(path: str | Path, minibatch: MiniBatch) -> None:
     arrays = {name: np.asarray(getattr(minibatch, name)) for name in _COUNTS}
     for i, batch in enumerate(minibatch.batches):
         vision = {} if batch.vision is None else batch.vision._asdict()
-        fields = {**batch._asdict(), **{f"vision.{name}": value for name, value in vision.items()}}
+        shown = {f"vision.{name}": value for name, value in vision.items() if value is not None}
+        fields = {**batch._asdict(), **shown}
         del fields["vision"]
         layout = fields.pop("layout")
         if layout is not None:
