@@ -7,7 +7,12 @@ import re
 from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[2]
-WRITERS = ("memocr_jax/rl/step_metrics.py", "memocr_jax/rl/update.py", "memocr_jax/train.py")
+WRITERS = (
+    "memocr_jax/rl/step_metrics.py",
+    "memocr_jax/rl/update.py",
+    "memocr_jax/evaluation/validation.py",
+    "memocr_jax/train.py",
+)
 NAME = re.compile(r"[a-z_]+/[a-zA-Z_]+")
 
 
@@ -27,7 +32,8 @@ def written() -> set[str]:
 
 def timers() -> set[str]:
     """Stages that a training step times; that of waiting for pages has a name of its own."""
-    sources = [*(REPOSITORY / "memocr_jax" / "rl").glob("*.py"), REPOSITORY / "memocr_jax" / "train.py"]
+    package = REPOSITORY / "memocr_jax"
+    sources = [*package.glob("rl/*.py"), package / "agent/agent.py", package / "evaluation/validation.py"]
     stages = {
         stage for path in sources for stage in re.findall(r"stopwatch\(\"(\w+)\"\)", path.read_text("utf-8"))
     }
