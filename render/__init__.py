@@ -1,14 +1,14 @@
-"""Memories to pages: Markdown or HTML in, pixels out, through headless Chromium. Knows no JAX.
+"""Draws memories as pages: Markdown or HTML in, pixels out, through headless Chromium. It knows no JAX.
 
     from render import RenderPool
     with RenderPool() as pool:
         pages = pool.render(["# Amsterdam", "born in **1923**"])
 
-`settings`, `types`, `errors`, `base` import nothing heavy; `markdown` sanitises (with `literal` and
-`mathematics`), `theme` styles, `fonts` come from packages; `chromium` finds and starts the browser,
-`sheet` draws many memories at once (read back by `png`), `pool` does so with several browsers, `cache` keeps
-pages, `views` fits them to a budget of visual tokens; `server` and `client` go over HTTP (`http` is what
-servers share, pages travel as `codec` writes them). See docs/render.md.
+`settings`, `types`, `errors` and `base` import nothing heavy. `markdown` turns a memory into safe HTML (with
+`literal` and `mathematics`), `theme` styles it, and `fonts` finds the fonts. `chromium` starts a browser,
+`sheet` draws many memories at once (`png` decodes them), `pool` uses several browsers, and `cache` keeps
+pages. `views` fits a page to a budget of visual tokens. `server` and `client` go over HTTP (`http` is shared
+by servers, `codec` writes a page as bytes). See docs/render.md.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What every renderer is: memories in, pages out, here or on another machine."""
+"""The interface of renderers: memories in, pages out, here or on another machine."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Renderer(abc.ABC):
 
     @abc.abstractmethod
     def close(self) -> None:
-        """Give up what is not done, and everything that was opened."""
+        """Drop unfinished work, and release everything that was opened."""
 
     def render(self, memories: Sequence[str]) -> list[MemoryPage]:
         """One page per memory, in order."""

@@ -27,7 +27,7 @@ def hints_of(cls: type) -> dict[str, Any]:
 
 
 def marks_of(hint: Any) -> Iterator[Any]:
-    """What `Annotated` adds to a type; an `Interval` gives its single bounds."""
+    """The marks that `Annotated` adds to a type; an `Interval` gives its single bounds."""
     for mark in getattr(hint, "__metadata__", ()):
         yield from mark if isinstance(mark, GroupedMetadata) else (mark,)
 

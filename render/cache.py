@@ -1,4 +1,4 @@
-"""Pages that were drawn before, by content hash: decoded in memory, as PNG files on disk, both bounded."""
+"""A cache of drawn pages by content hash: decoded in memory and as PNG files on disk, both bounded."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from render.files import write_atomically
 from render.types import MemoryPage, PageStatus
 
 _LASTING = {PageStatus.OK, PageStatus.TRUNCATED, PageStatus.MISSING_GLYPHS, PageStatus.EMPTY}
-"""Outcomes that belong to the memory; the others may have been bad luck and are tried again."""
+"""Statuses that depend on the memory alone; pages of other statuses are drawn again the next time."""
 _EMPTY_PAGE_BYTES = 1024
 
 

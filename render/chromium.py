@@ -1,9 +1,9 @@
-"""Finding Chromium, starting it, and speaking its DevTools protocol over a pair of pipes.
+"""Finds Chromium, starts it, and speaks its DevTools protocol over a pair of pipes.
 
-Pipes rather than a port: nothing listens, and Chromium ends by itself when our end closes, however this
-process dies. `posix_spawn` rather than fork: safe beside JAX's threads. Playwright's driver process would
-sit between us and every screenshot; here Playwright serves to install Chromium and as the measure to beat
-(`bench.py`).
+Pipes are used and not a port, so that nothing listens, and Chromium ends by itself when our end closes,
+however this process dies. `posix_spawn` is used and not fork, because it is safe beside JAX's threads.
+Playwright's driver process would stand between this process and every screenshot, so Playwright only installs
+Chromium, and the benchmark compares with it (`benchmarks/render.py`).
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ FLAGS = (
     "--headless",
     "--remote-debugging-pipe=cbor",
     "--no-startup-window",
-    # One frame when asked, complete, and never otherwise.
+    # Frames are drawn only when asked for, and completely.
     "--enable-begin-frame-control",
     "--run-all-compositor-stages-before-draw",
     # The same pixels everywhere.
@@ -53,7 +53,7 @@ FLAGS = (
     "--force-device-scale-factor=1",
     "--hide-scrollbars",
     "--lang=en-US",
-    # Nothing in, nothing out: every name and address resolves to nothing.
+    # No network: every name and address resolves to nothing.
     "--host-resolver-rules=MAP * ~NOTFOUND",
     "--proxy-server=http://127.0.0.1:9",
     "--proxy-bypass-list=<-loopback>",
@@ -133,8 +133,8 @@ def chromium_version(executable: str) -> str:
 def open_browser(executable: str, max_memory_mb: int, sandbox: str) -> tuple[Browser, bool]:
     """A first browser, and whether it has Chromium's sandbox, by `RenderSettings.sandbox`.
 
-    Where `auto` has to do without, that is said once per process. Raises `RenderError` when Chromium does not
-    start.
+    Where `auto` cannot have it, a warning says so once per process. Raises `RenderError` when Chromium does
+    not start.
     """
     problem = "running as root" if os.geteuid() == 0 else ""
     try:
@@ -149,7 +149,9 @@ def open_browser(executable: str, max_memory_mb: int, sandbox: str) -> tuple[Bro
     except (BrowserGone, BrowserTimeout) as error:
         raise RenderError(f"Chromium does not start (render.sandbox {sandbox}): {error}") from None
     if problem:
-        _say_once(f"{problem}: Chromium's sandbox is off; run as a user who may have it to have it on")
+        _say_once(
+            f"{problem}: Chromium's sandbox is off; it needs an ordinary user (not root) and user namespaces"
+        )
     return browser, False
 
 
@@ -177,7 +179,8 @@ class Browser:
     ):
         """Start `executable`. `max_memory_mb` limits each of its processes' writable memory (0: no limit).
 
-        Raises `BrowserGone` or `BrowserTimeout` when it does not come up; its last words are in the message.
+        Raises `BrowserGone` or `BrowserTimeout` when it does not come up; the end of its error output is in
+        the message.
         """
         self._profile = tempfile.mkdtemp(prefix=f"{_PROFILE_PREFIX}{os.getpid()}-")
         self._next_id = 0
@@ -269,7 +272,7 @@ class Browser:
 
     def _handle(self, message: dict) -> None:
         method = message.get("method")
-        if method == "Fetch.requestPaused":  # second wall: whatever a page asks for is refused
+        if method == "Fetch.requestPaused":  # second wall: every request of a page is refused
             request = {"requestId": message["params"]["requestId"], "errorReason": "BlockedByClient"}
             self.send("Fetch.failRequest", request, message.get("sessionId", ""))
         elif method == "LayerTree.layerTreeDidChange":

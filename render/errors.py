@@ -9,7 +9,7 @@ from difflib import get_close_matches
 
 
 class CommandError(Exception):
-    """Something that the user of a command can put right.
+    """A mistake that the user of a command can correct.
 
     The message is one line that names the field, the value and the fix. A command line prints it without a
     traceback and exits with status 2 (`run_command`).

@@ -1,5 +1,5 @@
-"""What an HTTP server of ours needs: bounded bodies, a bearer token, a clear word on what was malformed,
-shutdown in good order. Shared by `render.server` and the servers built on this package."""
+"""Parts of an HTTP server: bounded bodies, a bearer token, clear errors for malformed requests, orderly
+shutdown. Shared by `render.server` and the servers built on this package."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ BODY_TIMEOUT_S = 30.0
 
 
 class BodyError(Exception):
-    """A body that is not taken: HTTP status and reason."""
+    """A body that is refused: HTTP status and reason."""
 
     def __init__(self, code: int, message: str):
         super().__init__(message)
@@ -46,7 +46,7 @@ def authorised(request: Request, token: str) -> bool:
 
 
 def explain(error: ValueError | RecursionError) -> str:
-    """One line on a body that is no JSON, or not of the shape that was asked for."""
+    """One line that says what is wrong with a body: no JSON, or not of the expected shape."""
     if isinstance(error, ValidationError):
         first = error.errors(include_url=False, include_input=False)[0]
         return f"{'.'.join(map(str, first['loc'])) or 'body'}: {first['msg']}"

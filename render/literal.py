@@ -1,9 +1,9 @@
-"""Markdown loses no text: what its rules or a browser would swallow is shown as the text it is.
+"""Keeps Markdown from losing text: what its rules or a browser would swallow is shown as text.
 
 A memory is prose in which angle brackets, tildes and square brackets mean what their writer meant, not what
-CommonMark and HTML take them for. `guard` and `unguard` stand before and after the parser: characters that no
-memory has (`clean_text` replaces them) keep it from rules that take text away. `show_tags` turns what is no
-markup in the parser's output into text.
+CommonMark and HTML take them for. `guard` and `unguard` stand before and after the parser: they put
+characters that no memory has (`clean_text` replaces them) where a rule would take text away. `show_tags`
+turns tags in the parser's output that are no markup into text.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def guard(text: str) -> str:
 
 
 def unguard(text: str) -> str:
-    """What `guard` put in, taken out of the parser's output."""
+    """The parser's output without the characters that `guard` put in."""
     return text.replace(_TILDE, "~").replace(_MARK, "")
 
 
@@ -127,7 +127,7 @@ def show_tags(fragment: str, elements: Set[str]) -> str:
             markup[i] = False
     for left in opened.values():
         for i in left:
-            # Whoever writes a style means it, though the memory was cut off before the end tag.
+            # A tag with a style is meant as markup, even if the memory was cut off before the end tag.
             markup[i] = bool(found[i]["attributes"].strip())
     parts, at = [], 0
     for tag, is_tag in zip(found, markup, strict=True):

@@ -1,5 +1,6 @@
-"""A memory's text to safe HTML: CommonMark, tables, strikethrough and the inline colours and sizes that
-models write; or the model's own HTML. Both pass one allow-list of elements, attributes and CSS."""
+"""Turns a memory's text into safe HTML: from CommonMark with tables, strikethrough and the inline colours and
+sizes that models write, or from the model's own HTML. Both pass one allow-list of elements, attributes and
+CSS."""
 
 from __future__ import annotations
 
@@ -54,7 +55,7 @@ PROPERTIES = _words(
     border-top border-right border-bottom border-left"""
 )
 REVISION = 3
-"""Raised when the same memory becomes other HTML, so that no page drawn by older rules comes from a cache."""
+"""To be increased when the same memory gives other HTML, so that no older page comes from a cache."""
 MAX_FONT_PX = 400
 """Largest font: above it a single glyph no longer fits on a page."""
 
@@ -62,7 +63,7 @@ _SAFE_VALUE = re.compile(r"""^[\w\s#%.,+*/()'"-]*$""")
 _FUNCTION = re.compile(r"([\w-]*)\s*\(")
 _FUNCTIONS = {"rgb", "rgba", "hsl", "hsla", "repeat", "minmax", "min", "max", "clamp", ""}
 _NEGATIVE = re.compile(r"(?:^|[\s,(])-\s*[\d.]")
-# A page has no window: these would measure the whole sheet.
+# A page is no window: these units would measure the whole sheet.
 _WINDOW_UNIT = re.compile(r"\d(?:[sld]?v(?:w|h|i|b|min|max))\b")
 # No style hides what a memory says.
 _LEAST = {"display": re.compile(r"(?!none)"), "opacity": re.compile(r"^(?:1|0?\.[2-9]\d*|[2-9]\d%|100%)$")}

@@ -1,4 +1,4 @@
-"""LaTeX in a memory to MathML, which Chromium draws. What does not parse or is no formula stays as it is."""
+"""Turns LaTeX in a memory into MathML, which Chromium draws. Text that does not parse stays as it is."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ATTRIBUTES = {
     "mtable": {"displaystyle", "scriptlevel"},
     "mtd": {"columnspan", "rowspan"},
 }
-# A length that moves nothing out of its place and makes nothing huge.
+# Lengths that neither move a part out of its place nor make it huge.
 LENGTH = re.compile(r"^\d{0,2}(?:\.\d+)?(?:em|ex|px|pt|mu)?$")
 LENGTHS = frozenset(
     {"lspace", "rspace", "minsize", "maxsize", "width", "height", "linethickness", "scriptlevel"}
@@ -52,7 +52,7 @@ _PROSE = re.compile(
 def draw(fragment: str, source: str) -> str:
     """HTML of Markdown whose mathematics is marked by comrak, with MathML in its place.
 
-    `source` is the Markdown itself: there one finds how the mathematics was delimited, where it stays text.
+    `source` is the Markdown itself. It gives the delimiters of mathematics that stays text.
     """
     fragment = _MARKED.sub(lambda found: _drawn(found, source), fragment)
     if "\\" not in fragment:

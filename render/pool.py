@@ -1,4 +1,4 @@
-"""Many memories to pages with several browsers. One thread per browser; a page that fails, fails alone."""
+"""Draws many memories with several browsers, a thread for each. A page that fails does not harm others."""
 
 from __future__ import annotations
 
@@ -41,10 +41,11 @@ log = logging.getLogger("render")
 MAX_TILES = 8
 """Most memories on one sheet."""
 MAX_SHEET_CHARS = 60_000
-"""Most HTML characters on one sheet: what is larger goes alone, so that it can only hurt itself."""
+"""Most HTML characters on one sheet; a larger memory is drawn alone, so that it can harm no other."""
 MAX_DEATHS = 4
-"""A memory in whose hands, alone, the browser died this often is CRASHED: several times, because a browser
-can be killed from outside. Time running out, or a fault of the page's own process, is final at once."""
+"""A memory is CRASHED when the browser has died this often while it drew that memory alone: several times,
+because a browser can be killed from outside. A timeout, or a fault of the page's own process, is final at
+once."""
 MAX_START_FAILURES = 3
 """Starts of a browser that fail one after the other, after which what waits may be given up,"""
 GIVE_UP_S = 30.0
@@ -188,7 +189,7 @@ class RenderPool(Renderer):
                         self._drop(browser, counts=False)
                         browser, sheet, drawn = None, None, 0
                 except Exception as error:
-                    # Whatever it was, no memory may be lost by it: a fresh browser, and each tried alone.
+                    # Whatever it was, no memory may be lost: take a fresh browser, and try each memory alone.
                     if not isinstance(error, BrowserGone | BrowserTimeout | ProtocolError):
                         log.exception("drawing failed unexpectedly")
                     if sheet is None:
@@ -271,7 +272,7 @@ class RenderPool(Renderer):
                 )
             else:
                 return True
-        except Exception as error:  # whatever a memory provokes is that memory's own failure
+        except Exception as error:  # an error that a memory causes is that memory's own failure
             log.exception("a memory could not be turned into HTML")
             self._finish(job, PageStatus.FAILED, f"{type(error).__name__}: {error}")
         return False
@@ -306,7 +307,7 @@ class RenderPool(Renderer):
         job.future.set_result(page)
 
     def _retry(self, jobs: list[_Job], error: Exception) -> None:
-        """Queue what a failed sheet has left, each alone; decide those that failed alone too often."""
+        """Queue each memory of a failed sheet alone; set the status of those that failed alone too often."""
         left = [job for job in jobs if not job.future.done()]
         again = []
         for job in left:
@@ -326,7 +327,7 @@ class RenderPool(Renderer):
             self._changed.notify_all()
 
     def _give_up(self, error: Exception) -> None:
-        """Chromium does not start: decide what is waiting, rather than let it wait for ever."""
+        """Chromium does not start: give the waiting memories a status, so that they do not wait for ever."""
         with self._changed:
             waiting = list(self._queue)
             self._queue.clear()

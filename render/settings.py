@@ -1,4 +1,4 @@
-"""What a user can set about rendering. Imports nothing heavy: the configuration embeds this class."""
+"""The settings of the renderer. This module imports nothing heavy, because the configuration embeds it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TOKEN_PX = 28
 """Side of one visual token in px: 14-px patches merged 2 x 2 (Qwen2.5-VL, arXiv 2502.13923)."""
 
 NO_PIXELS = "changes no pixel"
-"""Mark (`Annotated`) of a setting that two renderers may have otherwise and still draw the same pages."""
+"""Mark (`Annotated`) of a setting that changes no page."""
 
 MODES = ("markdown", "html")
 
@@ -24,9 +24,9 @@ class RenderSettings:
     """How memories become pages. Every field that changes pixels is part of the page's content hash."""
 
     theme: str = "default"
-    """Name of a shipped theme (default, small, upstream) or path of a CSS file."""
+    """Name of a shipped theme (default, small, upstream, nano, nano_tall) or path of a CSS file."""
     theme_css: str = ""
-    """The theme itself, as CSS text, which then counts instead of `theme`: what a checkpoint remembers."""
+    """The theme itself as CSS text, which replaces `theme`. Checkpoints keep it."""
     width_px: Annotated[int, Interval(ge=TOKEN_PX, le=4096)] = 728
     """Width of the page. Multiples of 28 waste no visual token."""
     scale: Annotated[float, Interval(ge=0.1, le=10)] = 1.0
@@ -60,8 +60,8 @@ class RenderSettings:
     """Path of the Chromium executable; empty looks for chromium-headless-shell and chromium on PATH, then
     for Playwright's own."""
     sandbox: Annotated[Literal["auto", "on", "off"], NO_PIXELS] = "auto"
-    """Chromium's own sandbox. auto: on, but for root and where the machine refuses it (no user namespaces),
-    which is then said once; on: an error instead."""
+    """Chromium's own sandbox. auto: on, except for root and where the machine refuses it (no user
+    namespaces), with one warning; on: that is an error."""
     url: Annotated[str, NO_PIXELS] = ""
     """Address of a running `python -m render.server`; empty renders in this process."""
     token: Annotated[str, NO_PIXELS] = ""
@@ -78,7 +78,7 @@ class RenderSettings:
         if self.sandbox not in ("auto", "on", "off"):
             raise RenderError(f"render.sandbox is {self.sandbox!r}; it must be auto, on or off")
         if not self.theme:
-            raise RenderError("render.theme is empty; name a theme (default, small, upstream) or a CSS file")
+            raise RenderError("render.theme is empty; name a theme, such as default, or a CSS file")
 
     @property
     def height_limit_px(self) -> int:

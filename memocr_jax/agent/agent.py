@@ -1,4 +1,4 @@
-"""What the agent does with a question: draft over the chunks, render the memory, read the page.
+"""The agent: it drafts a memory over the chunks of a document, has it drawn, and reads the page.
 
 The same code serves training, evaluation and use; only sampling and the views differ.
 """
@@ -31,7 +31,7 @@ from render.views import degrade, fit, image_tokens, token_grid
 
 @runtime_checkable
 class PageRenderer(Protocol):
-    """What the agent needs of a renderer (`render.RenderPool` or its remote client)."""
+    """The part of a renderer that the agent uses (`render.RenderPool` or its remote client)."""
 
     def submit(self, memory: str) -> Future[MemoryPage]: ...
 
@@ -60,7 +60,7 @@ class PendingPages:
     stopwatch: Stopwatch
 
     def result(self) -> list[Memory]:
-        """The memories with their pages, waiting for those that are not ready: time that drawing exposes.
+        """The memories with their pages. The time of waiting here is the time that drawing exposes.
 
         A page that fails is a status, never an exception.
         """
@@ -88,7 +88,7 @@ class Reading:
 
 @dataclasses.dataclass(frozen=True)
 class ReadRequest:
-    """A view of a memory's page, and what is asked of it: siblings that share the view."""
+    """A view of a memory's page, and the questions about it: siblings that share the view."""
 
     memory: Memory
     view: np.ndarray
@@ -100,7 +100,7 @@ class ReadRequest:
 
 
 def _most_windows(page: RenderSettings, budget_tokens: int, vision: VisionConfig) -> int:
-    """Attention windows of the view that has the most, over all heights that a page may have."""
+    """The largest number of attention windows of a view, over all heights that a page may have."""
     heights = range(TOKEN_PX, page.max_height_px + TOKEN_PX, TOKEN_PX)
     grids = {token_grid(height, page.width_px, budget_tokens) for height in heights}
     return max(num_windows(rows * TOKEN_PX, columns * TOKEN_PX, vision) for rows, columns in grids)
@@ -123,7 +123,7 @@ class Agent:
     progress: Callable[[str, int, int], None] = lambda stage, done, total: None
 
     def prompt_limits(self, samples: int, chunk_tokens: int, page: RenderSettings) -> list[PromptLimits]:
-        """The largest prompts that training asks the engine for: drafts, full views and shrunk views.
+        """The largest prompts of training: drafts, full views and shrunk views.
 
         Args:
             samples: G, memories of a question.

@@ -1,7 +1,7 @@
-"""The one scorer, for rewards and evaluation: boxed answers compared after SQuAD normalisation.
+"""The scorer of rewards and evaluation: boxed answers are compared after SQuAD normalisation.
 
 Normalisation is SQuAD's (arXiv 1606.05250, evaluation script): lower case, no ASCII punctuation, no English
-articles, single spaces; on top of that text is brought to NFC, so that two spellings of one accented letter
+articles, single spaces. In addition text is brought to NFC, so that two spellings of one accented letter
 are equal. F1 gives nothing for a wrong yes, no or noanswer, as the HotpotQA script does (arXiv 1809.09600).
 """
 

@@ -16,7 +16,7 @@ from render.markdown import to_html
 from render.types import Mode
 
 _TAG = re.compile(r"<[^>]*>")
-# A whole word: not a part of "don't", "3.5" or "well-known", which has no single way of being written.
+# A whole word: no part of "don't", "3.5" or "well-known", which can be written in several ways.
 _WORD = re.compile(r"(?<![\w'’.-])[^\W_]{3,}(?![\w'’-])(?!\.\w)")
 # The scorer drops articles, so a blanked one could not be checked.
 _UNSCORED = frozenset({"the"})
@@ -25,7 +25,7 @@ BLANK = "____"
 
 @dataclasses.dataclass(frozen=True)
 class GapFill:
-    """A cloze: what the reader is asked, and what its boxed answer must equal after normalisation."""
+    """A cloze: the question for the reader, and the answer that its box must equal after normalisation."""
 
     question: str
     answer: str

@@ -1,4 +1,4 @@
-"""A document that is read into a memory, and questions that are asked off the memory's page."""
+"""Reads a document into a memory, and answers questions from the memory's page."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ Progress = Callable[[int, int], None]
 """Called with (chunks read, chunks in total)."""
 
 MEMORY_KIND = "memocr memory 1"
-"""The kind that the file of a memory states."""
+"""Marks a file as one of a memory."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Document:
-    """What is kept of a document: the memory, and what is needed to go on with it. A value, no model."""
+    """What is kept of a document: the memory, and what is needed to continue with it."""
 
     text: str = ""
     """The memory itself, Markdown or HTML."""
     question: str = ""
-    """What it was drafted for; empty means for whatever may be asked."""
+    """The question that it was drafted for; empty means any question."""
     memory_format: MemoryFormat = "markdown"
     chunks: int = 0
     """Chunks read so far."""
@@ -70,7 +70,7 @@ class Document:
 
 @dataclasses.dataclass(frozen=True)
 class PageAnswer:
-    """What was read off a page; as a string, the answer alone."""
+    """An answer that was read from a page; as a string, the answer alone."""
 
     text: str
     """The contents of the last box, or the whole reply where there is none."""
@@ -96,8 +96,8 @@ def read_document(
 ) -> Document:
     """The document with `text` read into its memory, one drafting turn for each chunk.
 
-    What is drafted depends on the seed, the memory so far and the number of the chunk, not on how many calls
-    a text is spread over (cut between chunks). Raises UserError for a text without anything in it.
+    Drafts depend on the seed, the memory so far and the number of the chunk, not on the number of calls that
+    a text is cut into (between chunks). Raises UserError for an empty text.
     """
     tokens = np.asarray(agent.tokenizer.encode(text), np.int32)
     if not text.strip():
@@ -126,7 +126,7 @@ def ask_page(
     budget_tokens: int,
     sampling: SamplingConfig,
 ) -> list[PageAnswer]:
-    """Answers to questions off one view of a page; they share the view's computation."""
+    """Answers to questions about one view of a page; they share the view's computation."""
     asked = tuple((TurnKind.QA, question, ()) for question in questions)
     request = ReadRequest(Memory(0, 0, "", (), page), view(page, budget_tokens), asked)
     example = QaExample("document", "", (), ())

@@ -1,4 +1,4 @@
-"""A long document, a memory of it, answers off its page: MemOCR for one's own use.
+"""`MemoryAgent`: read a long document into a memory, and ask questions about it.
 
 import memocr_jax
 with memocr_jax.MemoryAgent("runs/tiny") as agent:
@@ -24,7 +24,7 @@ from render.types import MemoryPage
 
 
 class MemoryAgent:
-    """Reads a document into a memory, and answers questions off the memory's page.
+    """Reads a document into a memory, and answers questions from the memory's page.
 
     with MemoryAgent("runs/tiny") as agent:
         agent.read(text, question="Who wrote it?")
@@ -79,12 +79,12 @@ class MemoryAgent:
         return self.memory
 
     def append(self, text: str, progress: Progress = lambda done, total: None) -> str:
-        """Read on: `text` follows what was read before. Returns the new memory."""
+        """Read `text`, which continues what was read before. Returns the new memory."""
         self.document = self._read(self.document, text, progress)
         return self.memory
 
     def ask(self, question: str, budget: int | None = None) -> PageAnswer:
-        """Answer off the memory's page, seen at `budget` visual tokens (default: the model's own).
+        """Answer from the memory's page, seen at `budget` visual tokens (default: the model's own).
 
         Raises UserError when nothing was read, the page cannot be drawn or the budget is below 1.
         """
@@ -106,7 +106,7 @@ class MemoryAgent:
         self.document.save(path)
 
     def load(self, path: str | Path) -> None:
-        """Go on with a memory that `save` wrote. Raises UserError for anything else."""
+        """Continue with a memory that `save` wrote. Raises UserError for any other file."""
         document = Document.load(path)
         own = self.model.config.agent.memory_format
         if document.memory_format != own:

@@ -1,8 +1,8 @@
 """The one way to open a model: the directory of a run, a Hugging Face directory, or a hub id.
 
-`find` says where the weights are and what they are of, before any is read. `open_model` loads them with all
-that belongs to the model (tokenizer, prompts, page, lengths); `from_pretrained` gives the bare model and its
-processor.
+`find` says where the weights are and which model they belong to, before any is read. `open_model` loads them
+with all that belongs to the model (tokenizer, prompts, page, lengths); `from_pretrained` gives the bare model
+and its processor.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ Settings = Mapping[str, Mapping[str, Any]]
 """Fields of the configuration by section."""
 
 HABITS_FILE = "memocr.json"
-"""In a Hugging Face directory: the lengths, the page and the prompts that the model was trained with."""
+"""File in a Hugging Face directory with the lengths, page and prompts of the model's training."""
 _HABITS = {
     "agent": ("memory_format", "draft_max_new_tokens", "read_max_new_tokens", "budget_tokens"),
     "data": ("chunk_tokens",),
@@ -53,18 +53,18 @@ _HABITS = {
     "eval": ("temperature", "top_p"),
 }
 _NO_TRAINING = {"train": {"row_layout": "aligned"}}
-"""What training would need for some `model.attention`, and what does not matter here."""
+"""Settings that only training needs for some `model.attention`."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Weights that were found: where they are and what they are of."""
+    """Weights that were found: where they are, and the model that they belong to."""
 
     directory: Path
     """The run's directory, or the one in Hugging Face's layout (of a hub id, its local snapshot)."""
     model: Qwen25VLConfig
     meta: Meta | None = None
-    """What the run's checkpoint says about itself; None for a Hugging Face directory."""
+    """The description in the run's checkpoint; None for a Hugging Face directory."""
 
     @property
     def items(self) -> Path:
@@ -180,7 +180,7 @@ class OpenModel:
     system: System
     params: nnx.State
     images: ImageSettings = dataclasses.field(default_factory=ImageSettings)
-    """How images of any size are made ready; pages need none of it."""
+    """How images of any size are prepared; pages need no preparation."""
 
     @property
     def config(self) -> Config:
@@ -240,8 +240,8 @@ def open_model(
 
 
 def _run_config(source: Source, settings: Settings) -> Config:
-    """How a run's model is used."""
-    # How the run's own machines were used is nothing to this one.
+    """The configuration of a run's model."""
+    # Settings for the run's own machines do not apply to this one.
     elsewhere = {"engine": {"devices": 0, "tensor": 1}, "model": {"attention": "xla"}}
     config = _changed(source.config, elsewhere | _NO_TRAINING)
     config = dataclasses.replace(config, render=theme_of(source.meta, config.render))
@@ -249,7 +249,7 @@ def _run_config(source: Source, settings: Settings) -> Config:
 
 
 def _hf_config(source: Source, settings: Settings) -> tuple[Config, Templates | None]:
-    """How a model in Hugging Face's layout is used, and the prompts that it brings along, if any."""
+    """The configuration of a model in Hugging Face's layout, and its prompts, if it has some."""
     files = {"path": str(source.directory)}
     model = files | {"init": "pretrained", "dtype": source.compute_dtype}
     config = _changed(Config(), {"model": model, "tokenizer": files} | _NO_TRAINING)
@@ -265,7 +265,7 @@ def _hf_config(source: Source, settings: Settings) -> tuple[Config, Templates | 
 
 
 def _light(system: System) -> System:
-    """The system with parameters in the compute type: nothing is learned here, so half the memory does."""
+    """The system with parameters in the compute type: without training half the memory is enough."""
     dtype = jnp.dtype(system.config.model.dtype)
     options = {"dtype": dtype, "mesh": system.mesh, "attention": system.config.model.attention}
     graphdef, abstract = abstract_model(system.model, param_dtype=dtype, **options)
@@ -273,7 +273,7 @@ def _light(system: System) -> System:
 
 
 def _changed(config: Config, settings: Settings, source: str = "settings") -> Config:
-    """The configuration with some fields replaced; a theme that is named counts instead of a text."""
+    """The configuration with some fields replaced; a theme's name replaces a theme's text."""
     tree = to_tree(config)
     for section, fields in settings.items():
         if section not in tree or not isinstance(fields, dict):
@@ -291,9 +291,9 @@ def _changed(config: Config, settings: Settings, source: str = "settings") -> Co
 
 
 def run_habits(config: Config, meta: Meta) -> dict[str, Any]:
-    """What `HABITS_FILE` says of a run's checkpoint.
+    """The contents of `HABITS_FILE` for a run's checkpoint.
 
-    Raises UserError when the run's prompts, RenderError when its theme cannot be found any more.
+    Raises UserError when the run's prompts are missing, RenderError when its theme is.
     """
     render = with_theme_text(theme_of(meta, config.render))
     tree = to_tree(dataclasses.replace(config, render=render))

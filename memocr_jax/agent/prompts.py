@@ -1,7 +1,7 @@
 """Every prompt of the system, in one copy for training, evaluation and use.
 
-A prompt is a tuple of pieces; it knows no tokenizer (`Tokenizer.encode_prompt` turns it into ids). Its first
-`prefix_pieces` pieces are what siblings share: for a draft everything before the memory (description,
+A prompt is a tuple of pieces, independent of the tokenizer (`Tokenizer.encode_prompt` gives its ids). Its
+first `prefix_pieces` pieces are what siblings share: for a draft everything before the memory (description,
 question, article: arXiv 2601.21468), for a read everything up to the page.
 """
 
@@ -27,7 +27,7 @@ class Templates:
     """System message of every conversation."""
 
     no_memory: str = "(nothing yet)"
-    """Stands for the memory at the first chunk, and whenever a memory is blank."""
+    """Takes the place of the memory at the first chunk, and of a blank memory."""
 
     draft: str = """\
 A long document is read section by section. After each section you rewrite a memory; it is all that is kept. \
@@ -49,13 +49,13 @@ and leave out the rest. Give the largest type to the facts that matter most. Wri
     any_question: str = """\
 Not known yet. Whatever may be asked about the document must be answered from the memory: who and what it is \
 about, what happened, when, where, why and how much."""
-    """Stands for {question} in drafting turns when a document is read before anything was asked."""
+    """Takes the place of {question} in drafts of a document that is read before anything was asked."""
 
     markdown: str = " in Markdown, with headings (# and ##), bold and plain text"
-    """What {format} says when memories are Markdown."""
+    """The text of {format} when memories are Markdown."""
 
     html: str = " in HTML, with inline styles for the size of the type"
-    """What {format} says when memories are HTML."""
+    """The text of {format} when memories are HTML."""
 
     read: str = """\
 {page}
@@ -88,7 +88,7 @@ A passage of the page is printed below with {count} words replaced by {blank}. F
 and give the missing words in order, separated by commas.
 
 {passage}"""
-    """What a cloze asks (it is the {question} of a reading turn): {passage}, {count}, {blank}."""
+    """The question of a cloze, which is the {question} of a reading turn: {passage}, {count}, {blank}."""
 
 
 DEFAULT_TEMPLATES = Templates()
@@ -225,7 +225,8 @@ def _prompt(system: str, template: str, values: dict[str, Piece], own: str) -> P
     tail = (Special("im_end"), Text("\n"), Special("im_start"), Text("assistant\n"))
     before = [*head, Text("user\n"), *before]
     if isinstance(before[-1], Text):
-        # A space belongs to the word after it: cut before it, so that the parts are tokenised as the whole.
+        # Cut before a space, which belongs to the word after it, so that the parts are tokenised as the
+        # whole.
         text = before.pop().text
         kept = text.rstrip(" ")
         before, after = [*before, Text(kept)], [Text(text[len(kept) :]), *after]
@@ -252,7 +253,7 @@ def _expand(template: str, values: dict[str, Piece], own: str) -> tuple[list[Pie
 
 
 def _joined(pieces: Sequence[Piece]) -> tuple[Piece, ...]:
-    """Neighbouring texts as one, so that they are tokenised as the chat template's plain string would be."""
+    """Join neighbouring texts, so that they are tokenised as the chat template's plain string would be."""
     joined: list[Piece] = []
     for piece in pieces:
         if isinstance(piece, Text) and joined and isinstance(joined[-1], Text):

@@ -16,7 +16,7 @@ class Regions:
     """The words of a memory (normal form: lower case, no punctuation, no articles), in order."""
 
     crucial: tuple[str, ...]
-    """Of level-1 headings: what is drawn largest."""
+    """Words of level-1 headings, which are drawn largest."""
     between: tuple[str, ...]
     """Of the other headings."""
     detailed: tuple[str, ...]
@@ -109,7 +109,7 @@ class _Parser(html.parser.HTMLParser):
         self.found[0 if self._level == 1 else 1 if self._level else 2].append(data)
 
     def _separate(self, tag: str) -> None:
-        """Words of two blocks stay apart; bold letters within a word do not cut it."""
+        """Separate words of two blocks; bold letters within a word do not cut it."""
         if tag not in _WITHIN_WORDS:
             for pieces in self.found:
                 pieces.append(" ")

@@ -1,4 +1,4 @@
-"""From a configuration to the parts that a run is made of: tokenizer, model on its mesh, engine, agent."""
+"""Builds the parts of a run from its configuration: tokenizer, model on its mesh, engine, agent."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from render.settings import TOKEN_PX, RenderSettings
 
 @dataclasses.dataclass(frozen=True)
 class System:
-    """What does not change during a run."""
+    """The parts that do not change during a run."""
 
     config: Config
     tokenizer: Tokenizer
@@ -110,7 +110,7 @@ def build_system(
         mesh = make_mesh(config.mesh, training_devices)
     else:
         rollout_devices = mesh.local_devices
-    own_rows(mesh)  # says early what does not fit
+    own_rows(mesh)  # raises early what does not fit
     sampler_mesh = local_mesh(rollout_devices, config.engine.tensor)
     dtype = jnp.dtype(config.model.dtype)
     require_backend(config.model.attention, jax.default_backend(), config.model.dtype)
@@ -127,7 +127,7 @@ def parameter_count(params: nnx.State) -> int:
 
 
 def _model_config(config: Config) -> Qwen25VLConfig:
-    """Read model.path's config.json, and see that the weights are there before anything else is started."""
+    """Read model.path's config.json, and check first that the weights are there."""
     path = Path(config.model.path)
     if not path.exists():
         raise UserError(

@@ -1,4 +1,4 @@
-"""Values and combinations that cannot work, found before anything else is done."""
+"""Finds values and combinations that cannot work, before anything else is done."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from render.bounds import out_of_bounds
 
 
 def validate(config: Config) -> None:
-    """Raise UserError for values and combinations that cannot work, each with the nearest that can."""
+    """Raise UserError for values and combinations that cannot work, with the nearest that can."""
     c = config
     c.data.check()
     if message := out_of_bounds(c):
@@ -117,7 +117,7 @@ def profile_steps(text: str) -> tuple[int, int] | None:
 
 
 def _length(data: DataConfig) -> str:
-    """How long a set's documents are: on average as its prepared folder says, or as they are padded."""
+    """The length of a set's documents: the average in its prepared folder, or the padded length."""
     manifest = Path(data.validation_path or data.path) / "manifest.json"
     tokens: float = data.document_tokens
     if data.source == "prepared" and manifest.is_file():

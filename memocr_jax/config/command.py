@@ -1,4 +1,4 @@
-"""The command line of everything that takes a configuration."""
+"""The command line of all commands that take a configuration."""
 
 from __future__ import annotations
 

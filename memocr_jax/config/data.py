@@ -1,6 +1,6 @@
 """Settings of the data: what is read, how long the documents are, how the synthetic world looks.
 
-Nothing heavy is imported, so that a config can be checked before anything heavy is imported.
+This module imports nothing heavy, so that a configuration can be checked early.
 """
 
 from __future__ import annotations

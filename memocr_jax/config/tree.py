@@ -40,7 +40,7 @@ def _read(path: Path, source: str, changed: tuple[Path, ...]) -> Any:
     if base.resolve() in changed:
         raise UserError(f"{path}: base {name} leads back to a file that it is the base of")
     below = _read(base, f"{path}: base {name}", changed)
-    from_tree(Config, below, str(base))  # so that a mistake is reported for the file it is in
+    from_tree(Config, below, str(base))  # so that a mistake is reported for its own file
     return merged(below, {name: section for name, section in tree.items() if section is not None})
 
 

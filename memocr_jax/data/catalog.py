@@ -7,7 +7,7 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class Card:
-    """What one has to know before using or passing on a data set."""
+    """What one has to know before using or sharing a data set."""
 
     licence: str
     homepage: str

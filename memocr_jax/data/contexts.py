@@ -1,4 +1,4 @@
-"""Long documents for real questions: the gold passages among others, up to a length in tokens.
+"""Assembles long documents for real questions: gold passages among others, up to a length in tokens.
 
 Other passages never carry a supporting title or contain an answer. Which passages, and in which order,
 follows from the seed and the question's id alone, so the evidence of different questions lies at different
@@ -44,12 +44,12 @@ class LongDocument:
 class ContextBuilder:
     """Assembles documents from a pool of passages; texts are normalised and tokenised once each.
 
-    Threads may share one: its caches only ever gain entries that do not depend on who made them.
+    Threads may share one: its caches only gain entries, and these do not depend on the thread.
     """
 
     def __init__(self, pool: Iterable[Paragraph], tokenizer: Tokenizer, seed: int):
         """`pool`: passages to pad with; those of the questions themselves may be among them."""
-        # Sorted, so that the order in which passages come decides nothing.
+        # Sorted, so that the order of the passages in the pool has no effect.
         ordered = sorted(pool, key=lambda passage: (_key(passage), passage.title, passage.text))
         self._pool = tuple({_key(passage): passage for passage in ordered}.values())
         self._tokenizer = tokenizer

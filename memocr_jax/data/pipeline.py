@@ -27,7 +27,7 @@ from memocr_jax.core.errors import UserError
 from memocr_jax.core.types import QaExample
 
 THREADS = 2
-"""Threads that make examples where there are no worker processes."""
+"""Threads that make examples when there are no worker processes."""
 AHEAD_STEPS = 2
 """Steps whose examples are made ahead."""
 
@@ -59,7 +59,7 @@ class QuestionOrder:
             "number of questions": num_questions,
             "rl.questions_per_step": questions_per_step,
         }
-        """All that the order follows from."""
+        """Everything that the order depends on."""
         self._last: tuple[int, np.ndarray] | None = None
 
     def __getitem__(self, step: int) -> np.ndarray:
@@ -115,7 +115,7 @@ class ExampleStream:
 
     @classmethod
     def of_run(cls, config: Config, examples: Sequence[QaExample]) -> ExampleStream:
-        """That of this process of a run."""
+        """The stream of this process of a run."""
         return cls(
             examples,
             config.rl.questions_per_step,
@@ -133,12 +133,12 @@ class ExampleStream:
         ahead = AHEAD_STEPS * self._share
         if self._workers:
             if not flags.FLAGS.is_parsed():
-                # Grain's workers are told absl's flags, which only absl's own command lines parse.
+                # Grain passes absl's flags to its workers, and only absl's own command lines parse these.
                 flags.FLAGS.mark_as_parsed()
             options = grain.MultiprocessingOptions(self._workers, -(-ahead // self._workers))
             made = rest.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1))
             made = made.mp_prefetch(options, worker_init_fn=_begin_work)
-            # The thread of this one starts the workers, which Grain itself does when the first is asked for.
+            # This prefetch thread starts the workers at once; Grain would start them at the first request.
             made = grain.experimental.ThreadPrefetchIterDataset(made, prefetch_buffer_size=1)
         else:
             made = rest.to_iter_dataset(grain.ReadOptions(THREADS, ahead))
@@ -162,7 +162,7 @@ class ExampleStream:
         return taken
 
     def state(self, step: int) -> dict[str, Any]:
-        """What a checkpoint that is made after `step` keeps for `resume`.
+        """The state for `resume`, kept in the checkpoint after `step`.
 
         Grain's own state would bind a run to its number of workers; this does not.
         """

@@ -29,10 +29,10 @@ from memocr_jax.models.tokenizer import load_tokenizer
 from render.files import PARTIAL, write_atomically
 
 SHARD_QUESTIONS = 16
-"""Questions of a shard: what an interruption can cost."""
+"""Questions of a shard, the most that an interruption can lose."""
 
 RULES = 2
-"""Raised whenever the same job would give other documents than before."""
+"""To be increased when the same job would give other documents than before."""
 
 _JOB = "job.json"
 _REPORTS = "reports"
@@ -40,7 +40,7 @@ _REPORTS = "reports"
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """What is prepared. All fields decide about the result's bytes, but for the three last ones."""
+    """What is prepared. The result's bytes depend on all fields but the last three."""
 
     name: str
     """Data set: hotpotqa, 2wikimultihopqa, nq, triviaqa, or another one together with `licence`."""
@@ -68,7 +68,7 @@ class Job:
 
 
 def prepare(job: Job, report: Callable[[int, int], None] = lambda done, total: None) -> dict[str, Any]:
-    """Do the job, or what is left of it; gives the manifest. `report(done, total)` counts questions.
+    """Do the job, or the rest of it, and return the manifest. `report(done, total)` counts questions.
 
     Raises `UserError` for settings that cannot work, for a folder that holds another job's work and, when
     `job.strict`, for the first bad row or question.
@@ -129,7 +129,7 @@ def _fingerprint(job: Job) -> dict[str, Any]:
 
 
 def _identity(path: str, field: str) -> dict[str, str]:
-    """What tells a source from another one: its contents, or its address where TFDS keeps it."""
+    """What identifies a source: its contents, or its address where TFDS keeps it."""
     if path.startswith(TFDS):
         return {"address": path.split("?")[0]}
     file = existing_file(local_file(path, field), field)

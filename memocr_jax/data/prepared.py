@@ -1,6 +1,6 @@
 """Assembled documents on disk: TFDS data sets of array_record shards, read by random access.
 
-`tfds.builder_from_directory(folder)` reads them too; TensorFlow is not needed for any of it.
+`tfds.builder_from_directory(folder)` reads them too; TensorFlow is not needed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ MANIFEST = "manifest.json"
 
 @functools.cache
 def features() -> tfds.features.FeaturesDict:
-    """What a record holds. Positions are 0-based places of the gold passages in the document."""
+    """The features of a record. Positions are 0-based places of the gold passages in the document."""
     import tensorflow_datasets as tfds
 
     text = tfds.features.Text

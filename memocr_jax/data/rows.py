@@ -1,7 +1,7 @@
-"""Questions as the published files give them, and the checking of rows by descriptions of what they hold.
+"""Questions as the published files give them, and the check of rows against descriptions.
 
-A reader describes its rows as a pydantic model (`Description`); `checked` compares a row with it. Whatever is
-wrong with a row is told as file, line and field.
+A reader describes its rows as a pydantic model (`Description`); `checked` compares a row with it. An error in
+a row is reported with file, line and field.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Description(BaseModel):
 
 
 def clean(text: str) -> str:
-    """NFC (as the tokenizer will see it), without white space around."""
+    """The text in NFC (as the tokenizer will see it), without white space around it."""
     return unicodedata.normalize("NFC", text).strip()
 
 
@@ -97,7 +97,7 @@ Parsed = TypeVar("Parsed")
 
 
 def checked(description: type[Described], row: Any) -> Described:
-    """A row (of dicts, lists and values) as what it is described to be; raises `BadRow`."""
+    """A row (dicts, lists and values) as an object of its description; raises `BadRow`."""
     try:
         return description.model_validate(row)
     except ValidationError as errors:
@@ -114,7 +114,7 @@ def checked(description: type[Described], row: Any) -> Described:
 
 
 def checked_json(description: type[Described], line: bytes) -> Described:
-    """A line of JSON as what it is described to be; raises `BadRow`."""
+    """A line of JSON as an object of its description; raises `BadRow`."""
     try:
         row = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:

@@ -1,4 +1,4 @@
-"""Words of the synthetic world: invented names, attributes with their values, relations, empty talk.
+"""Words of the synthetic world: invented names, attributes with their values, relations, filler.
 
 Everything is a fixed function of its position in these lists: the same settings give the same world on every
 machine and in every release (a test holds a digest of it).
@@ -44,7 +44,7 @@ class Attribute:
     """
 
     key: str
-    """One word; what the style `terse` writes."""
+    """One word, which the style `terse` writes."""
     noun: str
     """As in "the NOUN of Torim"."""
     statements: tuple[str, ...]

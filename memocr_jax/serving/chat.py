@@ -1,4 +1,4 @@
-"""OpenAI's chat completions: what is asked, as a prompt of ours; what was sampled, in OpenAI's shapes."""
+"""OpenAI's chat completions: turns requests into prompts, and completions into OpenAI's objects."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from render.settings import TOKEN_PX
 from render.views import image_tokens
 
 DEFAULT_SYSTEM = "You are a helpful assistant."
-"""What Qwen2.5-VL's chat template says when a conversation has no system message."""
+"""The system message of Qwen2.5-VL's chat template, used when a conversation has none."""
 MAX_CHOICES = 16
 MAX_MESSAGES = 1000
 MAX_STOPS = 4
@@ -75,7 +75,7 @@ class _StreamOptions(BaseModel):
 
 
 class ChatRequest(_Strict):
-    """What POST /v1/chat/completions takes."""
+    """The body of POST /v1/chat/completions."""
 
     model: str
     messages: Annotated[list[_Message], Field(min_length=1, max_length=MAX_MESSAGES)]
@@ -90,14 +90,14 @@ class ChatRequest(_Strict):
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
     stream: bool | None = None
     stream_options: _StreamOptions | None = None
-    # Without an effect on the answer.
+    # These have no effect on the answer.
     user: Any = None
     metadata: Any = None
     store: Any = None
     service_tier: Any = None
     safety_identifier: Any = None
     prompt_cache_key: Any = None
-    # Only as what they are when left out.
+    # These must have their default values.
     frequency_penalty: float | None = None
     presence_penalty: float | None = None
     logit_bias: dict | None = None
@@ -133,12 +133,12 @@ class ChatRequest(_Strict):
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What one conversation may take."""
+    """Limits of one conversation."""
 
     context_tokens: int
     """Prompt and completion together."""
     max_new_tokens: int
-    """Of a completion; also how many there are when a request does not say."""
+    """Longest completion, and the default of a request."""
     image_tokens: int
     """Of one image; a larger one is shrunk."""
 
@@ -279,24 +279,24 @@ def _image(
 
 
 class TextStream:
-    """The text of a growing completion: what is certain of it, piece by piece, up to a stop text."""
+    """The text of a growing completion, piece by piece as it becomes certain, up to a stop text."""
 
     def __init__(self, tokenizer: Tokenizer, stops: Sequence[str] = ()):
         self._tokenizer, self._stops = tokenizer, stops
         self.text = ""
-        """What was given out so far."""
+        """The text that was returned so far."""
         self.stopped = False
-        """Whether a stop text was met; it and what follows are not given out."""
+        """Whether a stop text was met; it and what follows are not returned."""
 
     def feed(self, tokens: np.ndarray, last: bool = False) -> str:
-        """What all `tokens` so far add to the text. With `last` nothing is held back any more."""
+        """The new text, given all `tokens` so far. With `last` nothing is held back."""
         if self.stopped:
             return ""
         text = self._tokenizer.decode(tokens)
         if not last:  # a character whose bytes are not all there
             text = text.rstrip("\ufffd")
         found = [(at + len(stop), at) for stop in self._stops if (at := text.find(stop)) >= 0]
-        if found:  # the one that is complete first, so that it does not matter when one looks
+        if found:  # the first to be complete, whatever the number of tokens per call
             self.stopped, text = True, text[: min(found)[1]]
         elif not last:  # what may become a stop text
             text = text[: len(text) - max((_overlap(text, stop) for stop in self._stops), default=0)]
@@ -316,7 +316,7 @@ class Choice:
 
     text: str
     rest: str
-    """What of the text was not given out before."""
+    """The text that was not returned before."""
     reason: Literal["stop", "length"]
 
 
@@ -325,7 +325,7 @@ Emit = Callable[[int, str], None]
 
 
 class ChatRun:
-    """A chat on its way: turns what the engine reports into pieces of text. Called by one thread."""
+    """A running chat: turns the engine's tokens into pieces of text. Called by one thread."""
 
     def __init__(self, chat: Chat, tokenizer: Tokenizer, emit: Emit = lambda choice, text: None):
         self._streams = [TextStream(tokenizer, chat.stops) for _ in range(chat.choices)]
@@ -339,7 +339,7 @@ class ChatRun:
         return not stream.stopped
 
     def finish(self, completions: Sequence[Completion]) -> list[Choice]:
-        """What became of every choice."""
+        """The result of every choice."""
         results = []
         for stream, completion in zip(self._streams, completions, strict=True):
             text = stream.feed(completion.tokens, last=True)
@@ -350,7 +350,7 @@ class ChatRun:
 
 @dataclasses.dataclass(frozen=True)
 class Head:
-    """What all the objects of one answer share."""
+    """The fields that all objects of one answer share."""
 
     model: str
     id: str = dataclasses.field(default_factory=lambda: f"chatcmpl-{secrets.token_hex(12)}")

@@ -1,4 +1,4 @@
-"""The memories that a server keeps: values in memory, and as files when there is a folder for them."""
+"""The memories that a server keeps, in main memory and, when there is a folder for them, as files."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class Stored:
     created: int
     document: Document
     lock: asyncio.Lock = dataclasses.field(default_factory=asyncio.Lock)
-    """Held while text is being read into it: one text after the other."""
+    """Held while a text is being read into it, so that texts are read one after the other."""
 
     def record(self) -> dict[str, Any]:
-        """What a client is told about it."""
+        """The object that clients get."""
         document = self.document
         return {
             "id": self.id,
@@ -83,7 +83,7 @@ class MemoryStore:
         return stored
 
     def replace(self, stored: Stored, document: Document) -> None:
-        """Keep what a memory has become."""
+        """Keep a changed memory."""
         self._write(stored.id, document)
         stored.document = document
 

@@ -34,7 +34,7 @@ Budget = Annotated[int, Field(ge=1, le=MAX_BUDGET_TOKENS)]
 
 
 class CreateMemory(JsonBody):
-    """What POST /v1/memories takes."""
+    """The body of POST /v1/memories."""
 
     text: str
     question: str = ""
@@ -43,7 +43,7 @@ class CreateMemory(JsonBody):
 
 
 class AppendMemory(JsonBody):
-    """What POST /v1/memories/ID/append takes."""
+    """The body of POST /v1/memories/ID/append."""
 
     text: str
     seed: Seed | None = None
@@ -51,7 +51,7 @@ class AppendMemory(JsonBody):
 
 
 class AskMemory(JsonBody):
-    """What POST /v1/memories/ID/ask takes."""
+    """The body of POST /v1/memories/ID/ask."""
 
     question: Annotated[str, Field(min_length=1)]
     budget_tokens: Budget | None = None
@@ -72,7 +72,7 @@ async def create_memory(service: Service, request: Request) -> Response:
 
 
 async def append_memory(service: Service, request: Request) -> Response:
-    """Read on: a text follows what the memory has read before."""
+    """Read a text that continues what the memory has read before."""
     asked = await read_json_body(service, request, AppendMemory)
     stored = stored_memory(service, request)
 
@@ -150,7 +150,7 @@ async def _read(
 
 
 async def ask_memory(service: Service, request: Request) -> Response:
-    """Answer a question off a memory's page."""
+    """Answer a question from a memory's page."""
     asked = await read_json_body(service, request, AskMemory)
     stored = stored_memory(service, request)
     document = stored.document

@@ -1,4 +1,4 @@
-"""What all routes share: the token, the number of requests, bodies, errors, events, clients that leave."""
+"""Shared by all routes: the token, the number of requests, bodies, errors, events, disconnected clients."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from memocr_jax.serving.service import Service
 from render.http import BodyError, authorised, explain, read_body
 
 CLIENT_GONE = 499
-"""Status for the metrics alone: nobody reads the answer."""
+"""Status for the metrics alone: the client is gone."""
 T = TypeVar("T", bound=BaseModel)
 
 
@@ -83,7 +83,7 @@ async def guard(
 
 
 class Events(StreamingResponse):
-    """Server-sent events. Under way until the last is sent or the client has gone; `leave` is called then."""
+    """Server-sent events. `leave` is called when the last is sent or the client has gone."""
 
     leave: Callable[[], None] = staticmethod(lambda: None)
 
@@ -96,7 +96,7 @@ class Events(StreamingResponse):
         try:
             await super().__call__(scope, receive, send)
         finally:
-            # The client may go while a piece is being sent, when nothing else would end the generator.
+            # The client may go while a piece is being sent; then nothing else would end the generator.
             await self._events.aclose()
             self.leave()
 
@@ -108,7 +108,7 @@ async def http_error(request: Request, error: HTTPException) -> JSONResponse:
 
 
 async def read_json_body(service: Service, request: Request, kind: type[T]) -> T:
-    """The request's JSON as `kind`. Raises ApiError for what it is not."""
+    """The request's JSON as an object of `kind`. Raises ApiError when it is none."""
     try:
         body = await read_body(request, service.settings.max_body_bytes)
         return kind.model_validate(_valid(json.loads(body)))
@@ -128,7 +128,7 @@ def _valid(tree: Any) -> Any:
 
 
 def require_model(service: Service, name: str) -> None:
-    """Raise ApiError for a model that is not the one that is served."""
+    """Raise ApiError for another model than the one that is served."""
     if name != service.model.name:
         own = service.model.name
         raise ApiError(404, f"model {name!r} is not served here, {own!r} is", "model", "model_not_found")
@@ -136,7 +136,7 @@ def require_model(service: Service, name: str) -> None:
 
 @asynccontextmanager
 async def while_connected(request: Request, give_up: Callable[[], None]) -> AsyncIterator[None]:
-    """Calls `give_up` when the client goes away, or the block is left for any reason but its own end."""
+    """Call `give_up` when the client goes away, or when the block ends early."""
 
     async def watch() -> None:
         while (await request.receive())["type"] != "http.disconnect":

@@ -1,4 +1,4 @@
-"""One thread owns the engine: whatever requests wait join the batch that is being decoded."""
+"""One thread owns the engine: waiting requests join the batch that is being decoded."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("memocr_jax.serve")
 
 SESSION_GROUPS = 10_000
-"""Groups after which a call of the engine is let run out, so that what it notes down stays bounded."""
+"""After so many groups a call of the engine ends and a new one begins, so that its records stay small."""
 
 Watch = Callable[[int, np.ndarray], bool]
 """Called every few tokens with (sibling, its tokens so far i32[n]); False ends that sibling."""
@@ -37,12 +37,12 @@ class Sampler(Protocol):
 
 
 class Cancelled(Exception):
-    """The work was given up: nobody waits for it any more, or the scheduler is closed."""
+    """The work was cancelled: its client has gone, or the scheduler is closed."""
 
 
 @dataclasses.dataclass(eq=False)
 class Ticket:
-    """A prompt group on its way through the engine."""
+    """A prompt group that was given to the scheduler."""
 
     group: PromptGroup
     watch: Watch
@@ -50,11 +50,11 @@ class Ticket:
     cancelled: bool = False
 
     def __post_init__(self) -> None:
-        # Only `cancel` ends it: a future that was cancelled from outside would take no result any more.
+        # Only `cancel` ends it: a future that was cancelled from outside would refuse a result.
         self.future.set_running_or_notify_cancel()
 
     def cancel(self) -> None:
-        """Give it up: its place in the batch is free at the next look. The future raises `Cancelled`."""
+        """Cancel it: its place in the batch is free within a few tokens. The future raises `Cancelled`."""
         self.cancelled = True
 
 
@@ -98,7 +98,7 @@ class Scheduler:
         return ticket
 
     def close(self) -> None:
-        """Finish what was submitted; nothing more is taken."""
+        """Finish all submitted groups, and refuse new ones."""
         with self._changed:
             self._closed = True
             self._changed.notify()
@@ -122,7 +122,7 @@ class Scheduler:
             return
         try:
             self._generate(groups, more=self._take)
-        except Exception as error:  # of one request or of the machine: it must not take the others along
+        except Exception as error:  # it must not fail the other requests
             log.exception("sampling failed")
             left, self._live = list(self._live.values()), {}
             for ticket in left:
@@ -132,7 +132,7 @@ class Scheduler:
                     self._run_alone(ticket)
 
     def _run_alone(self, ticket: Ticket) -> None:
-        """Try a group of a call that failed by itself: only what fails alone is to blame."""
+        """Run one group of a failed call alone: only a group that fails alone gets the error."""
         self._live = {0: ticket}
         try:
             self._generate([ticket.group])
@@ -189,7 +189,7 @@ class Scheduler:
 
 
 def _whole(group: PromptGroup) -> PromptGroup:
-    """A group of one as a chat has it, all but the last token shared: so both can be in one batch."""
+    """A group of one laid out as a chat's, with all but the last token shared, so that both share a batch."""
     if len(group.suffixes) != 1 or group.suffix_images:
         return group
     prompt = np.concatenate([group.prefix, group.suffixes[0]])

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class ServerSettings:
-    """How much the server takes."""
+    """Limits of the server."""
 
     max_requests: int = 64
     """Requests under way at once, above which the answer is 429."""
@@ -37,7 +37,7 @@ class ServerSettings:
 
 
 class ServerMetrics:
-    """What GET /metrics shows."""
+    """The metrics of GET /metrics."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -81,7 +81,7 @@ class Service:
         self.under_way = 0
 
     def close(self) -> None:
-        """After the last answer: end the threads and the browsers."""
+        """End the threads and the browsers, after the last answer."""
         self.threads.shutdown(wait=True)
         self.scheduler.close()
         self.renderer.close()
@@ -90,7 +90,7 @@ class Service:
         return await asyncio.get_running_loop().run_in_executor(self.threads, work)
 
     def sampling(self, temperature: float | None = None, top_p: float | None = None) -> SamplingConfig:
-        """As the model is evaluated, unless a request says otherwise."""
+        """The sampling of evaluations, with the request's own values in its place."""
         own = self.model.config.eval
         return SamplingConfig(
             temperature=own.temperature if temperature is None else temperature,
@@ -102,7 +102,7 @@ class Service:
         return agent if seed is None else dataclasses.replace(agent, seed=seed)
 
     def count(self, prompt_tokens: int, new_tokens: int) -> dict[str, int]:
-        """Add a finished request's tokens to the metrics; they as OpenAI's `usage`."""
+        """Add a finished request's tokens, as OpenAI's `usage` counts them, to the metrics."""
         self.metrics.prompt.inc(prompt_tokens)
         self.metrics.sampled.inc(new_tokens)
         return usage(prompt_tokens, new_tokens)

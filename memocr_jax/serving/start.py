@@ -1,4 +1,4 @@
-"""From an open model to a running service."""
+"""Starts a service from an open model."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from render import open_renderer
 from render.settings import TOKEN_PX
 
 SHORT_TOKENS = 1024
-"""Prompts up to here have programs of their own: decoding takes time for every place of a prompt."""
+"""Prompts up to this length have programs of their own, because decoding time grows with a prompt's slots."""
 TEMPLATE_TOKENS = 512
 """Room for the words around a section, a memory or a page, and for the question."""
 LAST_TOKENS = 16
-"""Room for what is a sibling's own: the end of a prompt."""
+"""Room for a sibling's own part: the end of a prompt."""
 
 
 def start_service(
@@ -70,9 +70,9 @@ def start_service(
 
 
 def usual_prompts(model: OpenModel, context_tokens: int, max_new_tokens: int) -> list[PromptLimits]:
-    """What the engine gets ready for: chats, short and long, sections to read, and pages.
+    """The prompts that the engine is warmed up for: short and long chats, sections to read, and pages.
 
-    The rest (several choices, several or large images) is compiled when it first comes.
+    Programs for others (several choices, several or large images) are compiled when they are first needed.
     """
     config = model.config
     multiple = config.engine.length_multiple
