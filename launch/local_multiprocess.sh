@@ -12,7 +12,7 @@
 #   --dry-run      print the processes' commands instead of starting them
 #
 # Everything else goes to the trainer. What process 0 says is also shown here. Ends with 0 when the run is
-# done, 2 for a mistake that a restart does not mend, 130 or 75 after Ctrl-C or SIGTERM (saved).
+# done, 2 for a mistake to correct first, 130 or 75 after Ctrl-C or SIGTERM (saved).
 set -euo pipefail
 cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
 # shellcheck source=launch/options.sh

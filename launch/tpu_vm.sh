@@ -139,7 +139,7 @@ for ((try = 1; try <= tries; try++)); do
   status=0
   train || status=$?
   case $status in
-    0 | 2 | 130) break ;; # done, a mistake that a restart does not mend, Ctrl-C
+    0 | 2 | 130) break ;; # done, a mistake to correct first, Ctrl-C
   esac
   printf 'tpu_vm: start %d of %d ended with status %d; the slice is %s\n' "$try" "$tries" "$status" "$(state)" >&2
 done

@@ -1,8 +1,8 @@
 """Ablate: `python -m memocr_jax.ablate --config configs/nano_ablation.yaml [--methods "full,no RL"]`.
 
 Trains the same start with and without parts of the recipe, over seeds, and reads held-out questions at every
-budget: the form of table 2 of arXiv 2601.21468. Every training and evaluation goes on where it was
-interrupted, and what is finished is not done again. Leaves ablation.json, ablation.md and ablation.png.
+budget: the form of table 2 of arXiv 2601.21468. The same command continues after an interruption, and repeats
+nothing that is finished. It writes ablation.json, ablation.md and ablation.png.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class AblationConfig:
     starts: tuple[str, ...] = ()
     """The checkpoint that each seed starts from (a directory for `model.path`); empty: the base's for all."""
     methods: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """What each method changes in the base, by section, such as {rl: {weight_aug_m: 0}}; {train: {steps: 0}}
-    is the start itself."""
+    """The changes of each method to the base, by section, such as {rl: {weight_aug_m: 0}}. {train: {steps:
+    0}} evaluates the start itself."""
 
     def check(self, source: str) -> None:
         """Raise UserError for what cannot work."""
@@ -112,8 +112,8 @@ def run_config(settings: AblationConfig, method: str, seed: int) -> Config:
 
 
 def ablate(settings: AblationConfig, methods: Sequence[str], seeds: Sequence[int]) -> int:
-    """Train and evaluate what is not finished; then write what is. Returns the exit status of a training that
-    was stopped, else 0."""
+    """Train and evaluate what is not finished, then write the results so far. Returns the exit status of a
+    training that was stopped, else 0."""
     from memocr_jax.runs.compiled import free_programs
 
     for seed in seeds:
@@ -156,7 +156,7 @@ def _run(settings: AblationConfig, method: str, seed: int) -> int:
 
 
 def memory_shares(config: Config, entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What the memories of an evaluation in the synthetic world hold, and how they are read.
+    """Which facts the memories of an evaluation in the synthetic world hold, and how well they are read.
 
     Args:
         entries: its questions in order, as the journal has them.

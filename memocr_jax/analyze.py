@@ -5,7 +5,7 @@
     robustness --config FILE ... gold evidence as heading or as body text: accuracy at each budget
     case EVALUATION --id ID      one question: memory, page, views, answers at each budget
 
-Each leaves NAME.json, NAME.svg and NAME.md.
+Each writes NAME.json, NAME.svg and NAME.md.
 """
 
 from __future__ import annotations

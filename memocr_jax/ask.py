@@ -1,7 +1,8 @@
 """Ask a long document: `python -m memocr_jax.ask --model DIR_OR_ID --document file.txt --question "..."`.
 
-The document is read chunk by chunk into a memory, the memory is drawn as a page, the answer is read off it.
-`--save-memory FILE` keeps the memory; `--memory FILE` asks again without reading again, or reads on.
+The document is read chunk by chunk into a memory, the memory is drawn as a page, and the model answers from
+the page. `--save-memory FILE` keeps the memory. `--memory FILE` continues with it: without a document it asks
+again, with `--document` it reads that too.
 """
 
 from __future__ import annotations

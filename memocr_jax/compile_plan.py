@@ -2,10 +2,10 @@
 
     python -m memocr_jax.compile_plan --config configs/qwen25vl_7b.yaml --topology v5p:4x4x4
 
-compiles every program of the run for machines that are not here, and reads memory, operations and
-communication from what XLA made. TPU slices need `pip install libtpu`, NVIDIA GPUs JAX's CUDA plugin
-(`pip install "jax[cuda13]"`, no driver); where it is missing, and with `--arithmetic`, formulas estimate
-all of it, and the table says so. See docs/plans.md.
+compiles every program of the run for accelerators that this machine does not have, and reads memory,
+operations and communication from what XLA made. TPU slices need `pip install libtpu`, NVIDIA GPUs JAX's CUDA
+plugin (`pip install "jax[cuda13]"`, no driver); where it is missing, and with `--arithmetic`, formulas
+estimate all of it, and the table says so. See docs/plans.md.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     config, options = parse_command(
         argv,
         "python -m memocr_jax.compile_plan",
-        "Compile a run for a topology that is not here: memory, time and cost of a step.",
+        "Compile a run for accelerators that need not be in this machine: memory, time and cost of a step.",
         Options,
     )
     from memocr_jax.plan.chips import parse_topology
@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError("--topology is missing: name one, such as v5e:16x16, v5p:4x4x4, h100:8x8 or cpu:1")
     topology = parse_topology(options.topology)
 
-    # Before JAX starts its devices: where nothing is compiled, any will do that are as many.
+    # Before JAX starts its devices: without compilation, any devices of the same number will do.
     compiles = not options.arithmetic and has_compiler(topology)
     accelerator = topology.is_tpu or topology.is_gpu
     prepare_environment(1 if compiles and accelerator else topology.devices)

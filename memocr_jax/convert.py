@@ -1,4 +1,4 @@
-"""Checkpoints to Hugging Face and back.
+"""Converts checkpoints to Hugging Face's layout and back.
 
     python -m memocr_jax.convert export --from RUN_DIR --to DIR    a run's checkpoint for transformers, vLLM
     python -m memocr_jax.convert export --adapters ...             a LoRA run's adapters for PEFT

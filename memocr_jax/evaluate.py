@@ -1,8 +1,8 @@
 """Evaluate: `python -m memocr_jax.evaluate --config configs/eval.yaml [--checkpoint RUN_DIR] [--to DIR]`.
 
 Data sets x lengths x methods x budgets (`eval` in the configuration). Every question is drafted once, and
-every method and budget reads that draft. The same command goes on where it was interrupted. A question that
-could not be read counts as wrong and is listed. docs/evaluation.md says what it leaves.
+every method and budget reads that draft. The same command continues after an interruption. A question that
+could not be read counts as wrong and is listed. docs/evaluation.md describes the results.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def evaluate(
                     with system.agent(progress=progress.stage) as agent:
                         work.do(agent, params, progress.wave)
                 except KeyboardInterrupt:
-                    if is_main():  # what there is so far, for a person; the journal has it all
+                    if is_main():  # the answers so far, for a person; the journal has them all
                         write_results(directory, journal.finished())
                     raise
             gather(0)  # wait for the others: their journals are a part of the results
@@ -163,7 +163,7 @@ def _finish(
 
 
 class _Progress(ProgressBar):
-    """What a person sees: questions done, how fast, how long it will take, and the stage under way."""
+    """The terminal output: questions done, their rate, the time left, and the stage under way."""
 
     def __init__(
         self, console: Any, config: Config, sets: list[EvaluationSet], work: EvaluationWork, shown: bool

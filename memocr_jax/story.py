@@ -1,7 +1,7 @@
 """The story of a run: `python -m memocr_jax.story --config configs/nano.yaml [--run.seed 1 ...]`.
 
-Trains, asks the same held-out questions of the start and of what was learned, and shows both in the run's
-`report.html`. The same command goes on where it was interrupted.
+Trains, asks the start and the trained model the same held-out questions, and shows both in the run's
+`report.html`. The same command continues after an interruption.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@ The same command continues a run from its newest complete checkpoint. On several
 (`processes.launcher`).
 
 This file is the loop over steps: sample, update, measure, validate, log, save. `rl/step.py` tells what a step
-does, `rl/run.py` opens what a run is made of, `rl/resume.py` continues one, `rl/health.py` says when it must
-stop.
+does, `rl/run.py` opens the parts of a run, `rl/resume.py` continues a run, and `rl/health.py` says when it
+must stop.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ def train(config: Config) -> int:
     """Run or continue the training that `config` describes; returns the exit status.
 
     Raises UserError for what is wrong with the configuration, the data, the model or the run directory, and
-    when training goes wrong for good (health.*); then what was done so far is saved.
+    when a limit of `health` is exceeded; then the steps so far are saved.
     """
-    # Heavy imports come after the configuration was checked, so that its errors come at once.
+    # Heavy imports come after the check of the configuration, so that its errors come at once.
     import jax
 
     from memocr_jax.core.processes import joined
@@ -52,21 +52,21 @@ def train(config: Config) -> int:
         state, next_policy = run.start()
 
         def sample(policy: Any, step: int) -> Rollout:
-            # With rl.staleness this runs in a thread, and a guard is its thread's alone.
+            # With rl.staleness this runs in another thread, which needs a guard of its own.
             with jax.transfer_guard("disallow"):
                 weights, questions = run.sampler_params(policy), run.questions(step)
                 return rollout(run.agent, weights, questions, config.rl, config.sampling, step)
 
         schedule = Schedule(sample, config.rl.staleness, config.train.steps, next_policy)
         stack.enter_context(schedule)
-        del next_policy  # it is the schedule's
+        del next_policy  # the schedule owns it
         stop = stack.enter_context(StopSignals("stopping after this step, with a checkpoint"))
         stopped = None
         for step in range(state.step + 1, config.train.steps + 1):
             run.operations.begin(step)
             started = time.perf_counter()
 
-            # What goes between host and devices within a step is sent explicitly.
+            # Within a step every transfer between host and devices is explicit.
             with jax.transfer_guard("disallow"):
                 # Sample memories, draw their pages, read them, and score the answers.
                 sampled = schedule.take(learner.policy_params(state), step)
@@ -91,7 +91,7 @@ def train(config: Config) -> int:
             run.log(step, sampled, metrics, timing)
             run.operations.end(step, stages)
 
-            # Save. What was logged is in its place before the checkpoint that continues from it.
+            # Save. The logs are in their place before the checkpoint is.
             last = step == config.train.steps or stopped is not None or failure is not None
             saves = last or step % config.checkpoint.every_steps == 0
             run.place.push(wait=saves)

@@ -1,7 +1,7 @@
-"""What a run takes of machines that are not here: its programs compiled for them, and the time they bound.
+"""Plans a run for accelerators that this machine does not have: memory, time and cost of its programs.
 
-`chips` (what a chip has), `devices` (descriptions that compilers take), `turns` (what a step is made of),
-`programs` (a run's programs), `compiled` (what XLA makes of one), `hlo` and `cost` (read from its text),
-`arithmetic` (formulas, where nothing can be compiled), `roofline` (a program's memory and time), `predict`
-(all of it: the plan).
+`chips` has the figures of each chip and `devices` the descriptions that compilers take. `turns` says what a
+step is made of, and `programs` makes the run's programs. `compiled` compiles one, `hlo` and `cost` read its
+text, and `arithmetic` has formulas where nothing can be compiled. `roofline` gives a program's memory and
+time, and `predict` the whole plan.
 """

@@ -1,4 +1,4 @@
-"""What XLA makes of a program, compiled for devices that need not be here."""
+"""Compiles a program for devices that this machine need not have, and reads its memory and work."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from render.files import write_atomically
 def compile_program(program: Program, topology: Topology, cache: Path | None = None) -> Facts:
     """Memory as XLA gives it, and work as read from the compiled program's text (`cost.program_cost`).
 
-    What was compiled is kept in the folder `cache`, by the program's text and the compiler's version. A
-    program that XLA refuses for its memory gives `error`, and as temporary bytes what XLA says that it needs;
-    of one whose text XLA cannot give, the work is that of the arithmetic.
+    Results are kept in the folder `cache`, by the program's text and the compiler's version. A program that
+    XLA refuses for its memory gives `error`, and as temporary bytes the memory that XLA says it needs. When
+    XLA cannot give the text of a program, its work is that of the arithmetic.
     """
     lowered = program.lower()
     known = _known(lowered, topology, cache)

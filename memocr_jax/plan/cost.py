@@ -1,8 +1,8 @@
 """What a compiled program does in one run: operations, bytes to and from memory, collectives.
 
 XLA's own cost analysis counts the body of a loop once, whatever its number of turns, and a model is a loop
-over layers; and it knows nothing of a GPU that is not here. So the text of the optimised program is walked
-here, bodies multiplied by their turns, and calls of kernels and libraries counted by their shapes.
+over layers; and it knows nothing of a GPU that this machine lacks. So the text of the optimised program is
+walked here, bodies multiplied by their turns, and calls of kernels and libraries counted by their shapes.
 """
 
 from __future__ import annotations

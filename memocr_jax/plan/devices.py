@@ -1,4 +1,4 @@
-"""Devices that are not here, for the compiler alone: TPU slices by libtpu, GPUs by JAX's CUDA plugin."""
+"""Descriptions of devices for the compiler alone: TPU slices by libtpu, GPUs by JAX's CUDA plugin."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The text of a compiled program (`compiled.as_text()`) as instructions with shapes and attributes."""
+"""Reads the text of a compiled program (`compiled.as_text()`) as instructions."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Instruction:
 
     @property
     def bytes(self) -> float:
-        """Of its result in HBM. A library's workspace is no result, though it is listed with them."""
+        """Bytes of its result in HBM. A library's workspace is no result, though it is listed with them."""
         shapes = self.shapes
         if self.opcode == "custom-call" and len(shapes) > 1 and shapes[-1].dtype in ("s8", "u8"):
             shapes = shapes[:-1]
@@ -48,7 +48,7 @@ class Instruction:
 
     @property
     def target(self) -> str:
-        """What a custom call calls; empty for other instructions."""
+        """The target of a custom call; empty for other instructions."""
         found = re.search(r'custom_call_target="([^"]*)"', self.attributes)
         return found.group(1) if found else ""
 

@@ -21,7 +21,7 @@ from memocr_jax.rl.health import require_equal_shares
 
 @dataclasses.dataclass(frozen=True)
 class Assumptions:
-    """What the configuration does not say."""
+    """Values that the configuration does not have."""
 
     chunks: float
     """Chunks of a document."""

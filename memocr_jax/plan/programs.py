@@ -1,4 +1,4 @@
-"""The programs of a run on devices that need not be here: the run's own parts, made of abstract arrays."""
+"""The programs of a run, made by the run's own parts from abstract arrays: no devices are needed."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ class PlannedRun:
 
     @functools.cached_property
     def state(self) -> State:
-        """What lives on a device through a step."""
+        """The arrays that stay on a device through a step."""
         start = self.learner.abstract_state()
         adapters = self.config.train.trainable == "lora"
 

@@ -12,7 +12,7 @@ from memocr_jax.plan.cost import Collective
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
-    """What a program takes of one device in one run."""
+    """Memory and work of one run of a program, on one device."""
 
     temporary_bytes: float
     """Its intermediate results, a library's workspace included."""

@@ -1,4 +1,4 @@
-"""What one step asks of the engine and of the learner: kinds of turns, how many, how long, packed how.
+"""The work of one step for engine and learner: kinds of turns, their number, lengths and rows.
 
 The longest prompts are those that training warms the engine up for (`Agent.prompt_limits`), and rows are laid
 out by the packer itself (`rl.pack.micro_batches`), here for turns of modelled lengths.

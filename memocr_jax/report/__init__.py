@@ -1,9 +1,9 @@
 """Reports for people: `report.html` of a run and of an evaluation, each one file that needs no network.
 
-- `about`: what a run ran with, noted at its start (`write_about`).
+- `about`: versions, devices and command of a run, written at its start (`write_about`).
 - `run`, `evaluation`: what the two reports show (`write_report`, `write_evaluation`).
 - `story`: the same questions before and after training; `questions`: those of the training, turn by turn.
-- `curves`: which metric is drawn where; `charts`: line charts, drawn by matplotlib.
+- `curves`: the charts and their metrics; `charts`: line charts, drawn by matplotlib.
 - `page`: the one template, `assets/report.html`; `pictures`, `values`: pages, texts and numbers for it.
 """
 

@@ -1,4 +1,4 @@
-"""`about.json`: what a run ran with, noted once at its start."""
+"""Writes `about.json` at the start of a run: versions, devices, command."""
 
 from __future__ import annotations
 

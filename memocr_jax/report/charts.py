@@ -12,7 +12,7 @@ from memocr_jax.evaluation.plots import GRID, INK, PALETTE, svg
 from memocr_jax.report.values import ends, percent, short
 
 MARKERS_UP_TO = 30
-"""Up to this many values each one is marked."""
+"""A line with up to this many values has a marker at each."""
 SMOOTH_FROM = 31
 """With at least this many values a smoothed line is drawn over the faint raw one."""
 NAMES = {
@@ -20,7 +20,7 @@ NAMES = {
     INK: "var(--dim)",
     GRID: "var(--line)",
 }
-"""What each colour of a figure is called in the style sheet, which has it in light and in dark."""
+"""The style sheet's name of each colour of a figure; the style sheet has light and dark values."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +104,8 @@ def line_chart(
 
 
 def _draw(axis, xs: Sequence[int], line: Line) -> None:
-    """A line, with a gap where a value is missing; one with few values, as of validations, has none."""
+    """Draw a line with a gap where a value is missing. A line with few values, as of validations, has no
+    gaps."""
     import numpy as np
 
     colour = PALETTE[line.colour % len(PALETTE)]

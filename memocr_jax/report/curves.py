@@ -1,4 +1,4 @@
-"""Which metric is drawn where, and what it is called in words."""
+"""The charts of a run's report: which metrics each shows, and their names in words."""
 
 from __future__ import annotations
 

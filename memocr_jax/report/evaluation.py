@@ -1,4 +1,4 @@
-"""An evaluation for people: its accuracies, and every question with what was answered at each budget."""
+"""The report of an evaluation: its accuracies, and every question with its answers at each budget."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class AccuracyTable:
 
 @dataclasses.dataclass(frozen=True)
 class ShownAnswer:
-    """One answer, at all budgets that showed the reader the same thing."""
+    """One answer, with all budgets that showed the reader the same view."""
 
     budgets: str
     outcome: str
@@ -70,7 +70,7 @@ class ShownQuestion:
 
     @property
     def kinds(self) -> str:
-        """What the page's filter can ask for: every outcome as "METHOD at BUDGET: OUTCOME", and in sum."""
+        """The values of the page's filter: every outcome as "METHOD at BUDGET: OUTCOME", and summaries."""
         outcomes = [outcome for marks in self.marks.values() for _, outcome in marks]
         kinds = [
             f"{method} at {budget}: {outcome}"
@@ -148,7 +148,7 @@ def write_evaluation(
 
 
 def _facts(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """What was evaluated, and how: (name, value, small print)."""
+    """Facts about the evaluation: (name, value, small print)."""
     step, samples = summary["checkpoint"], summary["samples"]
     sampled = f"temperature {summary['temperature']:g}, top-p {summary['top_p']:g}"
     return [
@@ -215,7 +215,7 @@ def _outcome(result: Mapping[str, Any]) -> str:
 
 
 def _sentence(summary: Mapping[str, Any], table: Table) -> str:
-    """What the first method reaches at its largest and smallest budget, mean over the sets."""
+    """The first method's accuracy at its largest and smallest budget, mean over the sets."""
     method = table.methods[0]
     by_set = [table.scores(method, name, length) for name, length in table.columns if name != AVERAGE]
     budgets = [budget for m, budget, _ in table.rows if m == method]

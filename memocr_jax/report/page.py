@@ -24,7 +24,7 @@ from memocr_jax.report.values import finite, short, text
 UNSAFE_CHARACTERS = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 """Control characters and lone surrogates: no HTML document may hold them."""
 CONTENTS = ("story", "charts", "scores", "groups", "entries", "config_text")
-"""What a page need not have; None leaves its section out."""
+"""Optional contents of a page; None leaves the section out."""
 
 
 def render_page(text_chars: int, **contents: Any) -> str:
@@ -57,14 +57,14 @@ def _environment(text_chars: int) -> jinja2.Environment:
         return UNSAFE_CHARACTERS.sub("\N{REPLACEMENT CHARACTER}", text(value))
 
     def clip(value: Any) -> str:
-        """Text cut in the middle when too long; to be shown as it is, never as markup."""
+        """Text without its middle when it is too long; it is shown as text, never as markup."""
         whole, keep = clean(value), text_chars // 2
         if len(whole) <= 2 * keep:
             return whole
         return f"{whole[:keep]}\n\n[… {len(whole) - 2 * keep:,} characters left out …]\n\n{whole[-keep:]}"
 
     def lines(turn: Mapping[str, Any], before: Mapping[str, Any] | None) -> list[tuple[str, bool]]:
-        """Lines of a draft, each with whether it is new; where no line stays, none stands out."""
+        """(line, whether it is new) of a draft; no line is marked where all are new."""
         shown = clip(turn["response"]).splitlines(keepends=True)
         known = set(clean(before["response"]).splitlines()) if before else set()
         new = [bool(line.strip()) and line.rstrip("\n") not in known for line in shown]

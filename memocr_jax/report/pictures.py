@@ -1,4 +1,4 @@
-"""Pages as they go into a report: PNG files inside one folder, bounded in their sum."""
+"""The pictures of a report: PNG files inside one folder, up to a total size."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-    """A PNG as it goes into the page."""
+    """A PNG picture of the report."""
 
     data_uri: str
     width_px: int

@@ -1,4 +1,4 @@
-"""Which questions of the training a report shows, and their turns in the order in which they happened."""
+"""Chooses the questions of the training that a report shows, with their turns in order."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def _sample(g: int, turns: Sequence[Turn], pictures: Pictures) -> Sample:
 
 
 def reward_spread(turns: Iterable[Turn]) -> float:
-    """How unlike the samples of a question score: the sum over objectives of max - min reward."""
+    """The spread of a question's rewards: the sum over objectives of max - min reward."""
     rewards: dict[str, list[float]] = {}
     for turn in turns:
         reward = finite(turn.get("reward"))
@@ -163,7 +163,7 @@ def select_groups(
         by_question: dict[int, list[Turn]] = {}
         for turn in turns:
             if isinstance(turn.get("q"), int) and isinstance(turn.get("g"), int):
-                # A kind that is no text is none.
+                # A kind that is no text counts as missing.
                 turn["kind"] = text(turn.get("kind"))
                 by_question.setdefault(turn["q"], []).append(turn)
         best = sorted(by_question.items(), key=lambda item: (-reward_spread(item[1]), item[0]))

@@ -1,4 +1,4 @@
-"""`report.html` of a run: what ran, how it went, and questions with their memories, pages and answers."""
+"""The report of a run: its settings, its curves, and questions with memories, pages and answers."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def render_report(record: RunRecord, limits: ReportLimits) -> str:
     notes = list(record.notes)
 
     def readable(what: str, read: Callable[[], Read]) -> Read | None:
-        """What `read` makes of an evaluation's files, which may be damaged or of another version."""
+        """The result of `read` for an evaluation's files, which may be damaged or of another version."""
         try:
             return read()
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
@@ -105,7 +105,7 @@ def render_report(record: RunRecord, limits: ReportLimits) -> str:
 
 
 def _sentence(record: RunRecord) -> str:
-    """How the rewards of training went."""
+    """A sentence about the rewards of training."""
     went = []
     for name, words in OBJECTIVES.items():
         if values := known(record.metrics, f"reward/{name}"):
@@ -123,7 +123,7 @@ def _summary(record: RunRecord, key: str) -> tuple[str, ...]:
 
 
 def _facts(record: RunRecord) -> list[tuple[str, str, str]]:
-    """What ran: (name, value, small print), leaving out what the run does not say."""
+    """Facts about the run: (name, value, small print); facts that the run lacks are left out."""
 
     def of(path: str) -> Any:
         node: Any = record.config

@@ -1,4 +1,4 @@
-"""Before and after: the same held-out questions, asked of a run's start and of what it learned.
+"""The story of a run: the same held-out questions before and after training.
 
 Two evaluations are compared, `<run>/evaluation_before` and `<run>/evaluation` (`memocr_jax.story` leaves
 both). Which questions are shown is not chosen: they are the first ones that both evaluations have.
