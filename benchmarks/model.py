@@ -68,7 +68,7 @@ SMALL = Qwen25VLConfig(
 
 @dataclasses.dataclass(frozen=True)
 class ModelSetting:
-    """What is measured."""
+    """Sizes of the measurement."""
 
     rows: PositiveInt = 2
     length: PositiveInt = 512
@@ -79,8 +79,8 @@ class ModelSetting:
     repeats: PositiveInt = 5
     dtype: Literal["float32", "bfloat16"] = "float32"
     attention: Implementation = "xla"
-    """Of our decoder over whole rows: cudnn for a GPU in bfloat16, splash for a TPU. transformers has torch's
-    `scaled_dot_product_attention`."""
+    """Attention of our decoder over whole rows: cudnn for a GPU in bfloat16, splash for a TPU. transformers
+    has torch's `scaled_dot_product_attention`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -309,7 +309,7 @@ class _JaxSide:
 
 
 def _hidden(model: nnx.Module, rows: api.InputRows, **options: Any) -> Any:
-    """Of rows of one text each: prefixes without siblings."""
+    """Hidden states of rows of one text each: prefixes without siblings."""
     layout = RowLayout(prefix=rows.tokens.shape[1], siblings=0, own=1)
     return model.hidden(api.embed_rows(model, rows), rows.mrope_pos, rows.segments, layout=layout, **options)
 

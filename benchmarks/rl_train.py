@@ -71,7 +71,7 @@ OPTIMIZER = OptimizerConfig(warmup_steps=0)
 
 @dataclasses.dataclass(frozen=True)
 class TrainingSetting:
-    """What is measured."""
+    """Sizes of the measurement."""
 
     prefix: PositiveInt = 128
     """P, tokens that siblings share."""
@@ -170,7 +170,7 @@ class JaxSide:
         self.state = self.learner.init(params)
         self.minibatch = pack_turns(turns, self.learner.packing)
         self.tokens = sum(batch.tokens.size for batch in self.minibatch.batches)
-        """Of all rows, padding included."""
+        """Slots of all rows, padding included."""
 
     def step(self) -> dict[str, float | None]:
         self.state, metrics, _ = self.learner.update(self.state, [self.minibatch])

@@ -19,7 +19,7 @@ class Times(NamedTuple):
 
     wall: float
     processor: float
-    """Of all threads together. On one core this is the wall time of an otherwise idle machine."""
+    """Processor seconds of all threads. On one core this is the wall time of an otherwise idle machine."""
 
 
 def timed(run: Callable[[], Any]) -> Times:

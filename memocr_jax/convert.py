@@ -232,7 +232,7 @@ class Export:
     tokenizer: str = ""
     """Directory of the tokenizer; default: the run's."""
     adapters: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Of a LoRA run: the adapters alone, for PEFT, not merged."""
+    """Export the adapters of a LoRA run alone, for PEFT."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -180,13 +180,13 @@ class _Progress(ProgressBar):
             f"samples; {methods}; budgets {', '.join(map(str, config.eval.budgets))}"
         )
         if self._done:
-            self.say(f"going on: {self._done:,} of {work.total:,} questions are finished")
+            self.say(f"continuing: {self._done:,} of {work.total:,} questions are finished")
 
     def __exit__(self, kind: type[BaseException] | None, *error: Any) -> None:
         super().__exit__(kind, *error)
         if kind is not None and issubclass(kind, KeyboardInterrupt):
             done = f"{self._done:,} of {self._total:,} questions are finished"
-            self.say(f"stopped: {done}; the same command goes on")
+            self.say(f"stopped: {done}; the same command continues")
 
     def wave(self, one: EvaluationSet, questions: int) -> None:
         """`questions` more are finished."""

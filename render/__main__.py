@@ -26,7 +26,7 @@ class Options(RenderSettings):
     budget: int = 0
     """Visual tokens at most; 0 writes the page itself."""
     mode: Literal["markdown", "html"] | None = None
-    """What the memory is written in; otherwise html for .html files, else markdown."""
+    """Format of the memory; by default html for .html files, else markdown."""
     theme_css: Hidden[str] = ""
 
 

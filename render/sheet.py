@@ -1,4 +1,4 @@
-"""Many memories on one sheet: laid out together, captured at once, cut apart again.
+"""Draws many memories on one sheet: lays them out together, captures them at once, cuts them apart.
 
 All pages of a sheet stand below one another in one persistent document. Each is contained (CSS
 containment), starts at a whole px and has its own width, so its pixels do not depend on its neighbours.
@@ -27,7 +27,7 @@ MAX_SHEET_PX = 16_384
 """Highest sheet; memories that need more are drawn on several (Skia's bitmaps end at 32,767 rows)."""
 
 LEAST_ZOOM = 0.25
-"""What is too wide for the page (a table of many columns) is drawn smaller, down to this; then it is cut."""
+"""A memory that is too wide (a table of many columns) is drawn smaller, down to this zoom; then it is cut."""
 
 CSP = "default-src 'none'; style-src 'unsafe-inline'; font-src data:"
 """First wall: the document may load nothing but its own style and fonts."""

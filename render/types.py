@@ -1,4 +1,4 @@
-"""What the renderer returns."""
+"""The types that the renderer returns."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ class PendingPages:
 
 @dataclasses.dataclass(frozen=True)
 class Reading:
-    """One answer read off a page."""
+    """One answer that was read from a page."""
 
     turn: Turn
     text: str

@@ -58,7 +58,7 @@ class MemoryAgent:
         )
         require_sampling(self.sampling)
         self.document = Document(memory_format=config.agent.memory_format)
-        """What has been read."""
+        """The document that has been read."""
         self._renderer: Any = None
         self._agent = self.model.agent(self.model.engine(), self)
 

@@ -182,7 +182,7 @@ def read_document_prompt(
 
 
 def gap_fill_question(passage: str, count: int, blank: str, templates: Templates = DEFAULT_TEMPLATES) -> str:
-    """What is asked about a passage in which `count` words are replaced by `blank`."""
+    """The question about a passage in which `count` words are replaced by `blank`."""
     values = {"passage": passage, "count": str(count), "blank": blank}
     return "".join(text if name is None else values[name] for name, text in _parts(templates.gap_fill))
 

@@ -18,9 +18,9 @@ class Regions:
     crucial: tuple[str, ...]
     """Words of level-1 headings, which are drawn largest."""
     between: tuple[str, ...]
-    """Of the other headings."""
+    """Words of the other headings."""
     detailed: tuple[str, ...]
-    """Of all other text."""
+    """Words of all other text."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,14 +16,14 @@ from render.settings import RenderSettings
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
     dir: str = ""
-    """Where the run leaves everything: a folder, or a bucket (gs://, s3://); empty means runs/<name of the
+    """Where the run writes all its files: a folder, or a bucket (gs://, s3://); empty means runs/<name of the
     config file>."""
     staging: str = ""
-    """Folder on this machine in which a run in a bucket is worked on; empty means a temporary one."""
+    """Folder on this machine for the files of a run in a bucket; empty means a temporary one."""
     seed: Annotated[NonNegativeInt, DECIDES_ANSWERS] = 0
     """Seed of every random stream of the run."""
     fresh: bool = False
-    """Start over: what is in the run directory is moved aside instead of being continued."""
+    """Start over: an earlier run in the directory is moved aside instead of being continued."""
     compiled_dir: str = ""
     """Folder or bucket that keeps compiled programs, for all processes and later runs; empty means what the
     environment says (JAX_COMPILATION_CACHE_DIR), else none."""
@@ -59,7 +59,7 @@ class PromptsConfig:
 @dataclasses.dataclass(frozen=True)
 class AgentConfig:
     memory_format: Annotated[Literal["markdown", "html"], DECIDES_ANSWERS] = "markdown"
-    """What the model writes its memory in; selects the prompt and the renderer's mode together."""
+    """The format of memories; it selects both the prompt and the renderer's mode."""
     draft_max_new_tokens: Annotated[PositiveInt, DECIDES_ANSWERS] = 2048
     """Longest memory, in tokens."""
     read_max_new_tokens: Annotated[PositiveInt, DECIDES_ANSWERS] = 2048
@@ -97,14 +97,14 @@ class EngineConfig:
     window_multiple: PositiveInt = 4
     """An image's attention windows (112 x 112 px) are padded to a few numbers, the smallest being this."""
     decode_segment: PositiveInt = 64
-    """Most tokens between two looks at which rows have finished."""
+    """Most tokens that are decoded before finished rows leave."""
     cache_gib: NonNegativeFloat = 0.0
     """Memory for keys and values on each device, in GiB (2^30 bytes); 0 means that only `groups` limits."""
     prefill_tokens: PositiveInt = 8192
-    """Prompt tokens that are computed at once, where a group is not longer by itself."""
+    """Prompt tokens that are computed at once; a longer group is computed alone."""
     pool_sizes: PositiveInt = 2
     """Numbers of rows that decoding is compiled for, each a quarter of the one before: when few rows are
-    left, decoding goes on with fewer."""
+    left, decoding continues with fewer."""
     length_sizes: PositiveInt = 2
     """Lengths that prompts of a kind are padded to when prefilled, each half of the one before."""
     warm_up: Annotated[bool, KEEPS_ANSWERS] = True
@@ -127,7 +127,8 @@ class RLConfig:
     waves: PositiveInt = 2
     """Parts in which a step's questions are sampled: one part's pages are drawn while another is drafted."""
     staleness: Literal[0, 1] = 0
-    """1: a step's samples come from the weights before the last update, so that both go on at once."""
+    """1: a step's samples come from the weights before the last update, so that sampling and update
+    overlap."""
     minibatch_questions: PositiveInt = 16
     """Questions of one optimiser update; a step makes questions_per_step / minibatch_questions of them."""
     weight_std: NonNegativeFloat = 1.0
@@ -156,8 +157,8 @@ class RLConfig:
     """What is clipped: each token's probability ratio (PPO), or the turn's, normalised by its length (GSPO,
     arXiv 2507.18071, which clips as tightly as clip_low 3e-4, clip_high 4e-4)."""
     old_logp: Literal["recomputed", "sampler"] = "recomputed"
-    """Log-probabilities that the ratio is taken to: those of the parameters the step's updates start from,
-    computed again by the learner, or those that the sampler gave (saves a forward pass)."""
+    """Log-probabilities in the ratio's denominator: recomputed by the learner with the parameters that the
+    step's updates start from, or those that the sampler gave (saves a forward pass)."""
     tis_cap: NonNegativeFloat = 0.0
     """Truncated importance sampling (Ionides 2008; V-trace's rho, arXiv 1802.01561): a token weighs
     min(old / sampler, cap), which corrects for a sampler that is not the learner's policy; 0 means off, else
@@ -175,8 +176,8 @@ class LoraConfig:
     ] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
     """Linear maps of every decoder layer that get one."""
     base_dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type in which the frozen base is held; adapters are float32. Published weights are bfloat16: nothing of
-    them is lost, and the base and what samples take half the memory."""
+    """Type of the frozen base; adapters are float32. bfloat16 loses nothing of published weights, which are
+    bfloat16, and halves the memory of the base and of the sampler's weights."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -233,8 +234,8 @@ class MeshConfig:
 @dataclasses.dataclass(frozen=True)
 class ProcessesConfig:
     launcher: Literal["none", "flags", "slurm", "tpu_vm", "gke_tpu", "jobset", "mpi"] = "none"
-    """Who started this process and tells it of the others: none (it is alone), the three fields below, or the
-    environment that srun, a TPU VM, GKE, JobSet or mpirun gives."""
+    """How this process finds the others: none (it is alone), flags (the three fields below), or the
+    environment of srun, a TPU VM, GKE, JobSet or mpirun."""
     coordinator: str = ""
     """host:port of process 0 (launcher flags)."""
     count: PositiveInt = 1
@@ -255,7 +256,7 @@ class CheckpointConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ValidationConfig:
-    """Reading the validation questions during training; `eval` is the evaluation of a finished run."""
+    """Validation during training; `eval` is the evaluation of a finished run."""
 
     every_steps: NonNegativeInt = 10
     """Steps between two validations; 0 means none."""
@@ -288,7 +289,7 @@ class ProfileConfig:
 
 @dataclasses.dataclass(frozen=True)
 class WarmupStage:
-    """A part of the warm-up: what a batch is made of, for how many updates."""
+    """A part of the warm-up: the lessons of a batch, and the number of updates."""
 
     updates: NonNegativeInt = 0
     rows: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -356,7 +357,7 @@ class EvalSet:
     length: str = ""
     """The length's name there, such as 10k."""
     data: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """Fields of `data` that are other than in the `data` section, such as {validation_path: FILE}."""
+    """Fields of `data` that differ from the `data` section, such as {validation_path: FILE}."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -364,7 +365,7 @@ class EvalConfig:
     budgets: tuple[PositiveInt, ...] = (1024, 512, 256, 128, 64, 32, 16, 8)
     """Visual tokens at which every page is read; for a text memory, its tokens."""
     methods: tuple[Method, ...] = ("visual memory",)
-    """What is compared; all but raw history share one draft."""
+    """The methods to compare; all but raw history share one draft."""
     sets: Annotated[tuple[EvalSet, ...], KEEPS_ANSWERS] = ()
     """Data sets and lengths; empty means the validation questions of `data`."""
     questions: NonNegativeInt = 128
@@ -378,7 +379,7 @@ class EvalConfig:
     """Longest document, in tokens, that raw history gives to the model; a longer one loses its middle.
     0 means as much as the model's positions allow."""
     wave_questions: NonNegativeInt = 0
-    """Questions that are worked on together; what an interruption can cost. 0 means engine.groups."""
+    """Questions that are answered together, which an interruption can lose. 0 means engine.groups."""
     bootstrap: Annotated[NonNegativeInt, KEEPS_ANSWERS] = 1000
     """Resamplings of the questions for the 95 % confidence intervals; 0 means none."""
     report_questions: Annotated[NonNegativeInt, KEEPS_ANSWERS] = 60

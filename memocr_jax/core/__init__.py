@@ -1,1 +1,2 @@
-"""What every room may use: errors, the types that flow, random streams, metrics, meshes and processes."""
+"""Used by every room: errors, the types that flow through a step, random streams, metrics, meshes,
+processes."""

@@ -163,7 +163,7 @@ class LocalCopy:
 
 
 def _own_part(x: jax.Array, sharding: NamedSharding) -> jax.Array:
-    """What this process holds of `x`, as an array of its own devices."""
+    """This process's part of `x`, as an array on its own devices."""
     parts = [shard.data for shard in x.addressable_shards]
     return jax.make_array_from_single_device_arrays(x.shape, sharding, parts)
 
@@ -271,7 +271,7 @@ def batch_shards(mesh: Mesh) -> int:
 
 
 def cache_sharding(mesh: Mesh, kv_heads: int, *, stacked: bool) -> NamedSharding:
-    """Of keys and values in a decoding cache: [rows, kv_heads, ...], after `layers` if `stacked`."""
+    """Sharding of a decoding cache's keys and values: [rows, kv_heads, ...], after `layers` if `stacked`."""
     heads = RULES["kv_heads"]
     heads = heads if kv_heads % mesh.shape[heads] == 0 else None
     return NamedSharding(mesh, PartitionSpec(*([None] if stacked else []), BATCH, heads))

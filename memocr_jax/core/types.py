@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int32, UInt8
 
 
 class TurnKind(enum.StrEnum):
-    """What a turn does. DRAFT writes a memory; the other three read its page."""
+    """The kind of a turn. DRAFT writes a memory; the other three read its page."""
 
     DRAFT = "DRAFT"
     QA = "QA"  # the question, at the full training budget (objective std)
@@ -71,7 +71,7 @@ class Stop(enum.StrEnum):
 
 @dataclasses.dataclass(frozen=True)
 class Completion:
-    """What was sampled after a prompt: the ids as sampled, stop token included."""
+    """The sampled continuation of a prompt: the ids as sampled, with the stop token."""
 
     tokens: np.ndarray
     """i32[S]"""

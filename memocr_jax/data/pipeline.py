@@ -2,8 +2,8 @@
 
 Every step takes some questions, in an order that follows from the seed; every process takes its share of
 each step's mini-batches. The documents of the questions to come are assembled and tokenised by threads or by
-worker processes while the devices work. What a step gets depends on neither of them, and a run can go on at
-any step with another number of workers or processes.
+worker processes while the devices work. The examples of a step depend on neither of them, and a run can
+continue at any step with another number of workers or processes.
 """
 
 from __future__ import annotations

@@ -56,7 +56,7 @@ class BadRow(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """What a file held."""
+    """The questions of a file."""
 
     questions: Sequence[SourceQuestion]
     problems: tuple[str, ...]

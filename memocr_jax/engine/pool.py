@@ -1,4 +1,4 @@
-"""What runs on the device: prompts are prefilled, inserted into a pool of rows, and decoded there together.
+"""The functions that run on the device: prompts are prefilled, inserted into a pool of rows, and decoded.
 
 The pool is a fixed number of rows (siblings) and of groups (their prefixes). A prefix is computed once in
 prefill and read once per decoded token, whatever the number of siblings (Hydragen, arXiv 2402.05099).
@@ -299,7 +299,7 @@ def _is_last(token: Array, length: Array | int, limit: Array, eos_ids: tuple[int
 
 
 class Move(NamedTuple):
-    """Which rows and groups of a pool go on in a smaller one; padded at the end."""
+    """The rows and groups of a pool that move to a smaller one; padded at the end."""
 
     rows: Int32[Array, "r"]
     live: Bool[Array, "r"]

@@ -75,7 +75,7 @@ class Kind:
 
 @dataclasses.dataclass(frozen=True)
 class Fit:
-    """What the engine can hold of one kind of prompts at once."""
+    """How many prompts of one kind the engine can hold at once."""
 
     name: str
     groups: int

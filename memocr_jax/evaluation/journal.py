@@ -41,7 +41,7 @@ class Journal:
             require_same(json.loads(path.read_text(encoding="utf-8")), fingerprint, self.directory)
 
     def open(self, fingerprint: Mapping[str, Any]) -> None:
-        """Start, or go on with, the evaluation that `fingerprint` (flat, of JSON values) describes.
+        """Start or continue the evaluation that `fingerprint` (flat, of JSON values) describes.
 
         Raises UserError as `check` does.
         """

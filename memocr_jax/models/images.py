@@ -43,7 +43,7 @@ class ImageSettings:
     max_pixels: int = 28 * 28 * 1280
     """Larger images are shrunk to at most this area."""
     mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
-    """Of each channel, over [0, 1] (CLIP's, arXiv 2103.00020)."""
+    """Mean of each channel, over [0, 1] (CLIP's, arXiv 2103.00020)."""
     std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
 
     @classmethod

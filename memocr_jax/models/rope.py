@@ -71,7 +71,7 @@ def mrope_positions(
 
     Returns:
         i32[3, L]: temporal, row and column position. Text counts on in all three; an image's tokens share
-        one temporal position, and the text after it goes on above the largest position in the image.
+        one temporal position, and the text after it continues above the largest position in the image.
 
     Raises:
         UserError: the ids hold a video, or their image tokens are not those of `image_grids`.

@@ -88,7 +88,7 @@ class Formulas:
         return Facts(0.0, 0.0, 0.0, 3 * trained + 2 * optimizer)
 
     def slot_bytes(self) -> float:
-        """Of one token's keys and values in all layers of the rollouts' cache."""
+        """Bytes of one token's keys and values in all layers of the rollouts' cache."""
         c, tensor = self.model.text, self.config.engine.tensor
         shared = tensor if c.num_key_value_heads % tensor == 0 else 1
         return 2 * c.num_hidden_layers * c.num_key_value_heads * c.head_dim * self.width / shared

@@ -27,14 +27,14 @@ class Chip:
     example: str
     """A topology of such chips, for error messages."""
     hbm_bytes: float
-    """What programs can use: the compiler's limit (TPU), or the share of the card that JAX takes (GPU)."""
+    """Memory that programs can use: the compiler's limit (TPU), or JAX's share of the card (GPU)."""
     hbm_bytes_s: float
     link_bytes_s: float
-    """What a device can send to its neighbours in a ring within a slice (ICI) or a node (NVLink)."""
+    """Bytes per second from a device to its neighbours in a ring within a slice (ICI) or a node (NVLink)."""
     network_bytes_s: float
-    """What a device can send over the network between nodes."""
+    """Bytes per second from a device over the network between nodes."""
     latency_s: float
-    """Of one collective, whatever its size; an order of magnitude, not a measurement."""
+    """Latency of one collective of any size; an order of magnitude, not a measurement."""
     per_host: int
     """Devices of one process."""
 

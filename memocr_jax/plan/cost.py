@@ -1,4 +1,4 @@
-"""What a compiled program does in one run: operations, bytes to and from memory, collectives.
+"""Counts the work of one run of a compiled program: operations, bytes to and from memory, collectives.
 
 XLA's own cost analysis counts the body of a loop once, whatever its number of turns, and a model is a loop
 over layers; and it knows nothing of a GPU that this machine lacks. So the text of the optimised program is
@@ -47,20 +47,21 @@ class Collective:
 
     kind: str
     devices: int
-    """That take part in each."""
+    """Devices that take part in each."""
     count: float
     bytes: float
-    """Of the whole (gathered, reduced) values together."""
+    """Bytes of the whole (gathered, reduced) values together."""
     nodes: int = 1
-    """That a group's devices are on; more than 1: over the network between them."""
+    """Nodes of a group's devices; with more than 1 the collective goes over the network."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """What one device does in one run of a program."""
+    """The work of one device in one run of a program."""
 
     flops: float
-    """Of matrix products, convolutions and attention kernels; a product and a sum are two."""
+    """Operations of matrix products, convolutions and attention kernels; a multiplication and an addition are
+    two."""
     bytes: float
     """Read from and written to device memory, by every instruction that is not fused into another."""
     collectives: tuple[Collective, ...]

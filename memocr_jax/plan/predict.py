@@ -34,7 +34,7 @@ class Assumptions:
     host_cores: int = 32
     """Cores of a host that draw pages."""
     price: float = 0.0
-    """Of one chip for one hour; 0 means that no cost is given."""
+    """Price of one chip for one hour; 0 means that no cost is given."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,9 +48,9 @@ class Plan:
     stages_s: dict[str, float]
     """Seconds of a step by stage."""
     sampled_tokens: float
-    """Of a step, all devices."""
+    """Tokens sampled in a step, on all devices."""
     forward_flops: float
-    """That one forward pass over all turns of a step needs, all devices."""
+    """Operations of one forward pass over all turns of a step, on all devices."""
     update_passes: int
     """Forward passes that the gradient's operations are worth."""
     steps: int

@@ -98,7 +98,7 @@ class PlannedRun:
         adapters = self.config.train.trainable == "lora"
 
         def same(x: Any, y: Any) -> bool:
-            """As sharding.LocalCopy has it: what has the type and the place already is not copied."""
+            """Like sharding.LocalCopy: an array that has the type and the place already is not copied."""
             return x.dtype == y.dtype and x.sharding.is_equivalent_to(y.sharding, x.ndim)
 
         copied = not jax.tree.all(jax.tree.map(same, self.params, self.sampler))
@@ -229,7 +229,7 @@ def sharded_bytes(tree: Any) -> float:
 
 
 def _cast(params: nnx.State, dtype: Any) -> nnx.State:
-    """As sharding.LocalCopy does it: matrices in the compute type, norms and biases as they are."""
+    """Like sharding.LocalCopy: matrices in the compute type, norms and biases as they are."""
 
     def cast(_: Any, variable: nnx.Variable) -> nnx.Variable:
         x = variable.get_value()

@@ -41,19 +41,19 @@ class Program:
     """draft, read or update."""
     shape: str
     runs: float
-    """Of a step."""
+    """Runs in a step."""
     held_bytes: float
     """Its arguments and what else of their kind is on the device, whether it reads it or not (weights)."""
     beside_bytes: float
-    """What else is on the device meanwhile (optimiser state, other copies of the weights)."""
+    """Bytes of other arrays on the device meanwhile (optimiser state, other copies of the weights)."""
     setting: str
-    """What to change when it does not fit."""
+    """The setting to change when it does not fit."""
     lower: Callable[[], Any]
     """Lowers it for the topology's devices."""
     estimate: Callable[[], Facts]
     """Its facts by arithmetic."""
     share: float = 1.0
-    """What a usual run does, as a share of the run of the largest shape, which the facts are of."""
+    """Work of a usual run, as a share of the run of the largest shape, for which the facts are."""
     pairs: float = 0.0
     """(query, key) pairs of a row under its attention's mask (`cost.program_cost`)."""
     facts: Facts | None = None

@@ -36,7 +36,7 @@ class TurnLoad:
     groups: float
     """Prefixes with their siblings, over all processes."""
     calls: float
-    """Of the engine, one after the other: waves of questions, and chunk by chunk."""
+    """Calls of the engine, one after the other: waves of questions, and chunk by chunk."""
     image_tokens: int
     new_tokens: np.ndarray
     """i64[GROUPS, siblings]: drawn lengths of completions."""

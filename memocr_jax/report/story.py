@@ -91,7 +91,7 @@ def read_story(run_dir: Path, steps: int, image_mb: int) -> Story | None:
 
 
 def first_results(entry: Mapping[str, Any]) -> list[Result]:
-    """Answers of a question's first sample that were read off its page, budgets falling."""
+    """Answers of a question's first sample that were read from its page, from the largest budget down."""
     kept = [r for r in entry["results"] if r["method"] == METHOD and r["sample"] == 0]
     return sorted(kept, key=lambda r: -r["budget"])
 

@@ -22,7 +22,7 @@ from memocr_jax.core.types import TrainBatch
 
 
 class Denominators(NamedTuple):
-    """What a mini-batch's sums are divided by, known before the first micro-batch."""
+    """The numbers that a mini-batch's sums are divided by, known before the first micro-batch."""
 
     tokens: Float[Array, ""]
     sequences: Float[Array, ""]

@@ -1,4 +1,4 @@
-"""What a run continues from: the state in a checkpoint, or a directory made from given weights."""
+"""The start of a run: the state in a checkpoint, or a directory made from given weights."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from render.theme import remembered, theme_css, with_theme_text
 
 
 def remembered_theme(config: Config, meta: Meta | None, say: Callable[[str], None]) -> RenderSettings:
-    """The settings of the renderer with the theme's text: a run goes on with the theme it began with."""
+    """The settings of the renderer with the theme's text: a run keeps the theme that it began with."""
     if meta is None or not meta.theme_css:
         return with_theme_text(config.render)
     begun = theme_of(meta, config.render)
@@ -34,7 +34,7 @@ def remembered_theme(config: Config, meta: Meta | None, say: Callable[[str], Non
 def meta_of(
     state: TrainState, model: Qwen25VLConfig, base: str, place: dict[str, Any], render: RenderSettings
 ) -> Meta:
-    """What a checkpoint of `state` says about itself; `place` is that in the stream of examples."""
+    """The description in a checkpoint of `state`; `place` is that in the stream of examples."""
     return Meta(
         state.step,
         state.updates,

@@ -1,1 +1,1 @@
-"""What a run keeps: its directory, its checkpoints, its logs and its progress bar."""
+"""The files of a run: its directory, checkpoints and logs; and its progress on the terminal."""

@@ -3,7 +3,7 @@
 `<run_dir>/checkpoints/<step>/` holds trees of arrays (`params`, `opt_state`, others that the learner names,
 and with rl.staleness `next_policy`, the weights that the next step is sampled with) and `meta` (JSON). A
 checkpoint that was not finished is never listed. Random streams are functions of the seed and the step, and
-`meta` holds the place in the stream of examples, so a run goes on with the same numbers.
+`meta` holds the place in the stream of examples, so a run continues with the same numbers.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from render.settings import RenderSettings
 
 @dataclasses.dataclass(frozen=True)
 class Meta:
-    """What a checkpoint says about itself."""
+    """The description in a checkpoint."""
 
     step: int
     updates: int

@@ -1,5 +1,4 @@
-"""What a long run needs beside training: a log of each process, stacks when it hangs, profiles, and an
-account of where the time went.
+"""Operation of a long run: a log of each process, stacks when it hangs, profiles, and an account of its time.
 
 Everything is written below the run directory: `logs/process_NNNN.log`, `stacks/process_NNNN.txt`,
 `profile/`, `goodput.json` (process 0's account, over all attempts of the run).

@@ -1,4 +1,4 @@
-"""What a run leaves behind: metrics, TensorBoard events, trajectories with pages (docs/run_directory.md)."""
+"""The run directory: configuration, metrics and TensorBoard events (docs/run_directory.md)."""
 
 from __future__ import annotations
 

@@ -140,7 +140,7 @@ class Limits:
     max_new_tokens: int
     """Longest completion, and the default of a request."""
     image_tokens: int
-    """Of one image; a larger one is shrunk."""
+    """Visual tokens of one image; a larger one is shrunk."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -31,7 +31,7 @@ Watch = Callable[[int, np.ndarray], bool]
 
 @runtime_checkable
 class Sampler(Protocol):
-    """What the scheduler needs of `memocr_jax.engine.Engine`."""
+    """The part of `memocr_jax.engine.Engine` that the scheduler uses."""
 
     def generate(self, params, groups, max_new_tokens, sampling, **hooks) -> list[list[Completion]]: ...
 

@@ -32,7 +32,7 @@ class ConversationBatches:
         )
 
     def batches(self, update: int) -> list[TaughtBatch]:
-        """What an update, counted from 1, is made from."""
+        """The batches of an update; updates are counted from 1."""
         rows, total = self._config.warmup.batch_rows, len(self._conversations)
         numbers = []
         for place in range((update - 1) * rows, update * rows):
@@ -58,7 +58,7 @@ class LessonBatches:
         self._checked: dict[str, list[list[Taught]]] = {}
 
     def batches(self, update: int) -> list[TaughtBatch]:
-        """What an update, counted from 1, is made from."""
+        """The batches of an update; updates are counted from 1."""
         stage = self._stages.stage(update)
         return [
             batch

@@ -153,7 +153,7 @@ def test_interrupted_at_random_and_run_again_it_leaves_the_same(place, whole, by
         returned, output = interrupt(number, fresh)
         assert returned in (status, 0), output  # 0: it was faster
         if returned == 75:
-            assert "the same command goes on" in output
+            assert "the same command continues" in output
             so_far = (directory / "results.jsonl").read_bytes()
             assert so_far and (whole[0] / "results.jsonl").read_bytes().startswith(so_far)
     with journal.open("ab") as file:
@@ -162,7 +162,7 @@ def test_interrupted_at_random_and_run_again_it_leaves_the_same(place, whole, by
     assert len((folder / "killed.1/journal/part-00000.jsonl").read_bytes().splitlines()) == 2
     status, output = finish(start(place, "killed"))
     assert status == 0, output
-    assert f"going on: {done} of 8 questions are finished" in output
+    assert f"continuing: {done} of 8 questions are finished" in output
     for name in ("results.jsonl", "summary.json", "table.md", "table.csv", "table.tex"):
         assert (directory / name).read_bytes() == (whole[0] / name).read_bytes(), name
     assert {p.name for p in (directory / "pages").iterdir()} == {
