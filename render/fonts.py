@@ -67,7 +67,7 @@ def _folder(package: str) -> Path:
     spec = importlib.util.find_spec(package.replace("-", "_"))
     if spec is None or not spec.submodule_search_locations:
         raise RenderError(
-            f"fonts of the pages come with {package}, which is missing: pip install -e . brings it"
+            f"fonts of the pages come with {package}, which is missing; install it with: pip install -e ."
         )
     folder = Path(spec.submodule_search_locations[0])
     return folder / "mpl-data" / "fonts" / "ttf" if package == "matplotlib" else folder

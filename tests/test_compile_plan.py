@@ -119,7 +119,7 @@ def test_memory_is_what_the_process_takes():
 
 
 def test_work_of_the_papers_recipe():
-    """What a step asks is what the agent, the engine and the packer say that it is."""
+    """A plan's turns have the lengths and sizes that agent, engine and packer give."""
     config = load_config(ROOT / "configs/qwen25vl_7b_lora_80gb.yaml")
     model = Qwen25VLConfig.from_file(ROOT / "configs/models/qwen2.5-vl-7b")
     run = PlannedRun(config, model, CPU, *stand_ins(CPU))

@@ -123,7 +123,7 @@ def test_a_disk_that_fills_up(run_dir, tmp_path):
 
 
 def test_a_file_that_may_not_grow(run_dir, tmp_path):
-    """As above where nothing can be mounted: the limit on a file's size fails the same write."""
+    """The same test where nothing can be mounted: a limit on file sizes fails the same write."""
 
     def limit():
         resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))

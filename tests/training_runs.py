@@ -53,7 +53,7 @@ def _merge(tree: dict, changes: dict) -> None:
 
 
 def environment(devices: int = 1) -> dict[str, str]:
-    """Of a command; compiled programs are shared with all tests (tests/conftest.py)."""
+    """The environment of a command; all tests share compiled programs (tests/conftest.py)."""
     return {
         **os.environ,
         "PYTHONPATH": str(ROOT),

@@ -62,9 +62,9 @@ class Document:
         except OSError as error:
             raise UserError(f"{path}: the memory cannot be read ({error.strerror})") from error
         except (ValueError, RecursionError) as error:
-            raise UserError(f"{path}: not JSON, so no memory that --save-memory wrote") from error
+            raise UserError(f"{path}: not JSON; name a file that --save-memory wrote") from error
         if not isinstance(tree, dict) or tree.pop("kind", None) != MEMORY_KIND:
-            raise UserError(f"{path}: its kind is not {MEMORY_KIND!r}: no memory that --save-memory wrote")
+            raise UserError(f"{path}: its kind is not {MEMORY_KIND!r}; name a file that --save-memory wrote")
         return from_tree(cls, tree, str(path))
 
 

@@ -82,13 +82,13 @@ def _decoded(url: str) -> bytes:
     text = re.sub(r"\s", "", text).translate({ord("-"): "+", ord("_"): "/"}).rstrip("=")
     if wrong := re.search(r"[^A-Za-z0-9+/]", text):
         raise UserError(
-            f"no image: {wrong[0]!r} at place {wrong.start()} of the data is no character of base64"
+            f"no image: {wrong[0]!r} at place {wrong.start()} of the data does not belong in base64"
         )
     try:
         return base64.b64decode(text + "=" * (-len(text) % 4))
     except binascii.Error:
         raise UserError(
-            f"no image: {len(text)} characters of base64 cannot be; the data was cut off"
+            f"no image: {len(text)} characters are no whole base64 text; the data was cut off"
         ) from None
 
 

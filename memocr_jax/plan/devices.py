@@ -53,7 +53,7 @@ def described_devices(topology: Topology) -> tuple[list[Any], list[Any]]:
         name = "libtpu" if topology.is_tpu else "JAX's CUDA plugin"
         raise UserError(
             f"--topology is {topology}: {name} does not describe it ({' '.join(str(error).split())[:200]}); "
-            "choose a shape that exists, mend the installation, or use --arithmetic"
+            "choose a shape that exists, repair the installation, or use --arithmetic"
         ) from error
 
 

@@ -133,7 +133,7 @@ def test_a_task_alone_on_its_node_has_all_gpus(tasks, visible):
 
 
 def as_launched(launcher, task, tasks=2):
-    """What srun or mpirun gives to one of the tasks of a job on this machine."""
+    """The environment that srun or mpirun gives to one of the tasks of a job on this machine."""
     if launcher == "mpi":
         names = {
             "OMPI_COMM_WORLD_SIZE": tasks,

@@ -9,7 +9,7 @@ from memocr_jax.core.progress import ProgressBar, duration
 
 
 def shown(*, terminal=True, **options):
-    """What a bar of four questions writes to a terminal."""
+    """The output of a bar of four questions on a terminal."""
     console = Console(file=io.StringIO(), force_terminal=terminal, width=120, color_system=None)
     with ProgressBar("questions [a]", 4, console=console, **options) as bar:
         bar.stage("draft", 3, 8)

@@ -34,7 +34,7 @@ def taken(source, steps):
 
 @pytest.fixture(scope="module")
 def expected(examples):
-    """What each step takes by the order of questions alone."""
+    """The questions of each step, from their order alone."""
     order = QuestionOrder(50, 6, seed=3)
     return [[plain(examples[int(i)]) for i in order[step]] for step in range(STEPS)]
 

@@ -165,7 +165,7 @@ def evaluation(tmp_path_factory) -> Evaluation:
 
 @pytest.fixture(scope="session")
 def by_hand() -> SimpleNamespace:
-    """What makes evaluations by hand."""
+    """Helpers that make evaluations by hand."""
     return SimpleNamespace(finish=finish, make_entries=make_entries, result=result, METHODS=METHODS)
 
 

@@ -1,4 +1,4 @@
-"""What is finished survives a kill at any byte, and only under the same settings."""
+"""Finished questions survive a kill at any byte, and are used under the same settings only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What tells one evaluation's answers from another's."""
+"""The fingerprint of an evaluation: everything that its answers depend on."""
 
 from __future__ import annotations
 

@@ -217,7 +217,7 @@ def test_a_fingerprint_sees_one_bit_and_no_mesh(small_model, tiny_mesh):
 
 
 def test_the_layers_of_the_decoder_have_these_maps(references):
-    """What the configuration offers is what a layer has."""
+    """The configuration offers exactly the linear maps that a layer has."""
     graphdef, abstract = abstract_model(references("grouped").config)
     _, every = lora.adapted(graphdef, abstract, LoraConfig(rank=1))
     assert {path[3] for path, _ in nnx.to_flat_state(every)} == set(LoraConfig().targets)

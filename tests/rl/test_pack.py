@@ -188,7 +188,7 @@ def test_a_process_packs_its_share_of_a_micro_batch(monkeypatch, small_model):
 
 
 def exchange(monkeypatch, how, everyone):
-    """What each process makes of its mini-batches when they are exchanged."""
+    """The mini-batches of each process after the exchange."""
     sent = []
     monkeypatch.setattr(module.jax, "process_count", lambda: len(everyone))
     for process, minibatches in enumerate(everyone):

@@ -1,4 +1,4 @@
-"""What a run insists on when it continues. (That nothing else changes is tests/test_resume.py's.)"""
+"""What must be the same when a run continues; tests/test_resume.py tests that nothing else changes."""
 
 import dataclasses
 
@@ -12,7 +12,7 @@ from render.theme import theme_css
 
 @pytest.fixture
 def meta(tiny_config, small_model):
-    """Of a checkpoint of this configuration, with adapters."""
+    """The description in a checkpoint of this configuration, with adapters."""
     render = remembered_theme(tiny_config, None, pytest.fail)
     state = TrainState(None, None, step=3, updates=5, skipped_in_row=2)
     return meta_of(state, small_model.config, "base", {"next_step": 4}, render)

@@ -303,7 +303,7 @@ def logp_of(learner, state, minibatch):
 
 
 def test_a_sampler_of_another_policy_is_weighed_and_reported(small_model, tiny_mesh, texts):
-    """As with rl.staleness: old are the parameters that the update starts from, the rest is importance."""
+    """With rl.staleness old is the policy that the update starts from; importance weights correct the gap."""
     rl = dataclasses.replace(RL, kl_coef=0.0, tis_cap=1.5)
     learner, params = make_learner(small_model, tiny_mesh, rl=rl)
     both = minibatches(learner, texts)

@@ -32,7 +32,7 @@ def empty_store():
 
 
 def objects() -> dict[str, bytes]:
-    """What is in the bucket, by name within the run."""
+    """The objects in the bucket, by name within the run."""
     return {name.removeprefix("/bucket/runs/a/"): FILES.cat_file(name) for name in FILES.find("/bucket")}
 
 

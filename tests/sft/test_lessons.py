@@ -1,4 +1,4 @@
-"""What the cold start is taught: facts of its own split, headings at random, pages as they are drawn."""
+"""The lessons of the warm-up: facts of their own split, random headings, pages as they are drawn."""
 
 import collections
 import dataclasses
