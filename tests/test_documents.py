@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import importlib.util
 import os
@@ -90,3 +91,11 @@ def test_the_readme_draws_the_layers():
         rooms = rooms[len(layer) :]
     assert drawn == held
     assert rooms == []
+
+
+def test_every_room_says_what_its_files_do():
+    for room in (path.parent for path in (REPOSITORY / "memocr_jax").glob("*/__init__.py")):
+        contents = ast.get_docstring(ast.parse((room / "__init__.py").read_text("utf-8"))) or ""
+        files = {path.stem for path in room.glob("*.py")} - {"__init__", "__main__"}
+        missing = {name for name in files if f"`{name}`" not in contents}
+        assert missing == set(), f"{room.name}/__init__.py does not name these files"

@@ -1,6 +1,8 @@
 """The configuration: frozen dataclasses, read from YAML, overridden on the command line, checked early.
 
 Everything is checked here, before JAX, a tokenizer or a browser is imported. `configs/` holds complete runs.
+`sections` and `data` have the settings, `tree` reads and writes YAML, `command` reads command lines, `checks`
+finds combinations that cannot work, and `answers` knows which settings decide an evaluation's answers.
 """
 
 from memocr_jax.config.answers import answer_settings
