@@ -99,7 +99,7 @@ class ReadRequest:
     """Distinguishes the random streams of several readings of one page (evaluation: the budget)."""
 
 
-def _most_windows(page: RenderSettings, budget_tokens: int, vision: VisionConfig) -> int:
+def most_view_windows(page: RenderSettings, budget_tokens: int, vision: VisionConfig) -> int:
     """The largest number of attention windows of a view, over all heights that a page may have."""
     heights = range(TOKEN_PX, page.max_height_px + TOKEN_PX, TOKEN_PX)
     grids = {token_grid(height, page.width_px, budget_tokens) for height in heights}
@@ -143,7 +143,7 @@ class Agent:
         ):
             prefix, suffix = map(len, self.tokenizer.encode_prompt(read_prompt("", self.templates), [budget]))
             longest = max(question, config.gap_fill_window_chars if siblings == 2 else 0)
-            windows = _most_windows(page, budget, self.engine.model_config.vision)
+            windows = most_view_windows(page, budget, self.engine.model_config.vision)
             limits.append(
                 PromptLimits(
                     name, siblings, prefix, suffix + longest, config.read_max_new_tokens, windows=windows

@@ -37,6 +37,19 @@ def exact_match(prediction: str | None, golds: Iterable[str]) -> float:
     return float(any(_comparable(prediction, gold) == _comparable(gold, gold) for gold in golds))
 
 
+def list_match(prediction: str | None, golds: Iterable[str]) -> float:
+    """1.0 when `prediction` lists the words of one of `golds`, in order, else 0.0.
+
+    Items are separated by commas, with or without spaces, and compared one by one in normal form; a list
+    without commas is compared as a whole.
+    """
+    if prediction is None:
+        return 0.0
+    given = [normalize(item) for item in prediction.split(",")]
+    listed = any(given == [normalize(item) for item in gold.split(",")] for gold in golds)
+    return 1.0 if listed else exact_match(prediction, golds)
+
+
 def sub_em(prediction: str | None, golds: Iterable[str]) -> float:
     """1.0 when one of `golds` is contained in `prediction` (normal forms, as strings), else 0.0."""
     if prediction is None:

@@ -139,6 +139,9 @@ class RLConfig:
     """Weight of the objective augQ: a cloze over the memory, at the full budget."""
     train_reads: bool = True
     """Whether the turns that read a page are trained; without, they only give the drafts their rewards."""
+    leave_out_flat_groups: bool = False
+    """Do not train turns of groups whose samples all earned the same: they have no signal but the KL, and
+    count in the denominators of the others."""
     normalize_by_std: bool = False
     """Divide advantages by the group's standard deviation (GRPO, arXiv 2402.03300); off in the recipe."""
     clip_low: Annotated[float, Interval(ge=0, le=1)] = 0.2
@@ -151,6 +154,8 @@ class RLConfig:
     """Coefficient of the KL to the initial policy; 0 means that no copy of it is held."""
     kl_estimator: Literal["k1", "k2", "k3"] = "k3"
     """Estimator of that KL (Schulman, 2020); k3 is the paper's "low variance"."""
+    kl_clamp: bool = True
+    """Bound k3 (log-ratio to +-20, value to +-10), so that no single token decides an update."""
     aggregation: Literal["token_mean", "sequence_mean", "constant_length"] = "token_mean"
     """How token losses become one number: constant_length is Dr. GRPO (arXiv 2503.20783)."""
     ratio: Literal["token", "sequence"] = "token"

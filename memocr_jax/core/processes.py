@@ -18,6 +18,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 import jax
 import numpy as np
 
+from memocr_jax.core.buckets import bucket
 from memocr_jax.core.errors import UserError
 from render.errors import CommandError
 
@@ -91,7 +92,8 @@ def gather(value: Any) -> list[Any]:
     # not meant for them.
     with jax.transfer_guard("allow"):
         sizes = process_allgather(np.array(len(data), np.int32))
-        padded = np.zeros(int(sizes.max()), np.uint8)
+        # Padded to few lengths: every new one would be a program of its own.
+        padded = np.zeros(bucket(int(sizes.max()), 256), np.uint8)
         padded[: len(data)] = data
         texts = process_allgather(padded)
     return [json.loads(text[:size].tobytes()) for text, size in zip(texts, sizes, strict=True)]

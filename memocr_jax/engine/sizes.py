@@ -6,6 +6,7 @@ import dataclasses
 import math
 
 from memocr_jax.config import EngineConfig
+from memocr_jax.core.buckets import bucket
 from memocr_jax.core.errors import UserError
 from memocr_jax.engine.groups import PromptGroup
 from memocr_jax.models.config import Qwen25VLConfig
@@ -168,7 +169,8 @@ def plan(
         prefix=limits.prefix_tokens,
         suffix=limits.suffix_tokens,
         max_new_tokens=limits.max_new_tokens,
-        windows=limits.windows,
+        # Images are padded to whole buckets of windows: what is warmed up must hold the padded ones.
+        windows=bucket(limits.windows, config.window_multiple) if limits.windows else 0,
         images=limits.images if limits.windows else 0,
         pools=tuple((count, min(resident, count)) for count in counts),
         prefill_groups=sizes(together, config.pool_sizes, 4, shards),

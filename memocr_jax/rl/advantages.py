@@ -14,7 +14,7 @@ def group_advantages(
     """A_k = reward minus the mean over the group, each objective k by itself (arXiv 2601.21468).
 
     Means are over the samples that were scored; an unscored entry has advantage 0 and moves no mean.
-    `normalize_by_std` divides by the group's (population) standard deviation plus 1e-6, as GRPO does
+    `normalize_by_std` divides by the group's sample standard deviation plus 1e-6, as GRPO does
     (arXiv 2402.03300); the paper's recipe leaves it off.
     """
     rewards = np.where(scored, rewards, 0.0).astype(np.float64)
@@ -22,7 +22,7 @@ def group_advantages(
     mean = rewards.sum(axis=1, keepdims=True) / count
     advantage = np.where(scored, rewards - mean, 0.0)
     if normalize_by_std:
-        std = np.sqrt((advantage**2).sum(axis=1, keepdims=True) / count)
+        std = np.sqrt((advantage**2).sum(axis=1, keepdims=True) / np.maximum(count - 1, 1))
         advantage = advantage / (std + 1e-6)
     return advantage
 

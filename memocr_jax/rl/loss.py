@@ -20,6 +20,9 @@ from jaxtyping import Array, Bool, Float, Int32
 from memocr_jax.config import RLConfig
 from memocr_jax.core.types import TrainBatch
 
+K3_LOG_RATIO, K3_VALUE = 20.0, 10.0
+"""Bounds of the k3 estimate and of its log-ratio, as the released trainer has them."""
+
 
 class Denominators(NamedTuple):
     """The numbers that a mini-batch's sums are divided by, known before the first micro-batch."""
@@ -80,7 +83,9 @@ def grpo_loss(
     policy = policy_loss(logp, old, batch.sampler_logp, batch.advantage, mask, batch.sequence, rl)
     kl = jnp.zeros_like(logp)
     if ref_logp is not None:
-        kl = kl_estimate(jnp.where(mask, logp, 0.0), jnp.where(mask, ref_logp, 0.0), rl.kl_estimator)
+        kl = kl_estimate(
+            jnp.where(mask, logp, 0.0), jnp.where(mask, ref_logp, 0.0), rl.kl_estimator, rl.kl_clamp
+        )
 
     def mean(x: Array) -> Array:
         return aggregate(x, mask, batch.sequence, denominators, rl.aggregation)
@@ -187,18 +192,23 @@ def tis_weight(
 
 
 def kl_estimate(
-    logp: Float[Array, "B T"], ref_logp: Float[Array, "B T"], estimator: str
+    logp: Float[Array, "B T"], ref_logp: Float[Array, "B T"], estimator: str, clamp: bool = True
 ) -> Float[Array, "B T"]:
     """Per-token estimate of KL(policy || reference) from sampled tokens (Schulman, 2020).
 
     With d = ref_logp - logp: k1 = -d, k2 = d^2 / 2, k3 = exp(d) - 1 - d (never negative, low variance).
+    `clamp` bounds d of k3 to +-K3_LOG_RATIO and its value to +-K3_VALUE, with the gradient 0 beyond. Without
+    it, one token with d = 20 has the gradient -4.9e8 and decides a clipped step.
     """
     d = ref_logp - logp
     if estimator == "k1":
         return -d
     if estimator == "k2":
         return d * d / 2
-    return jnp.expm1(d) - d
+    if not clamp:
+        return jnp.expm1(d) - d
+    d = jnp.clip(d, -K3_LOG_RATIO, K3_LOG_RATIO)
+    return jnp.clip(jnp.expm1(d) - d, -K3_VALUE, K3_VALUE)
 
 
 def aggregate(

@@ -9,8 +9,8 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from memocr_jax.agent.agent import Reading
-from memocr_jax.agent.answers import boxed_answer, exact_match
-from memocr_jax.core.types import READ_KINDS, QaExample
+from memocr_jax.agent.answers import boxed_answer, exact_match, list_match
+from memocr_jax.core.types import READ_KINDS, QaExample, TurnKind
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +23,8 @@ class Scores:
 
 
 def score_readings(examples: Sequence[QaExample], group_size: int, readings: Sequence[Reading]) -> Scores:
-    """Reward 1 if the last boxed answer equals an accepted one after normalisation, else 0.
+    """Reward 1 if the last boxed answer equals an accepted one after normalisation, else 0; the words of a
+    cloze are compared blank by blank.
 
     A question without an accepted answer trains nothing: none of its readings counts as scored.
     """
@@ -31,6 +32,7 @@ def score_readings(examples: Sequence[QaExample], group_size: int, readings: Seq
     rewards, scored = np.zeros(shape), np.zeros(shape, bool)
     for reading in readings:
         index = reading.turn.q, reading.turn.g, READ_KINDS.index(reading.turn.kind)
-        rewards[index] = exact_match(boxed_answer(reading.text), reading.expected)
+        match = list_match if reading.turn.kind == TurnKind.GAP_FILL else exact_match
+        rewards[index] = match(boxed_answer(reading.text), reading.expected)
         scored[index] = bool(reading.expected) and bool(examples[reading.turn.q].answers)
     return Scores(rewards, scored)

@@ -46,6 +46,8 @@ class Rollout:
     """f64[Q, G]: the weighted mixture, the advantage that draft turns are trained with."""
     train_reads: bool = True
     """Whether read turns are trained too (`rl.train_reads`)."""
+    leave_out_flat: bool = False
+    """Whether groups without a signal are left out (`rl.leave_out_flat_groups`)."""
     memory_format: Mode = "markdown"
 
 
@@ -91,6 +93,7 @@ def rollout(
         read_advantage=read_advantages(advantage, weights),
         draft_advantage=draft_advantages(advantage, weights),
         train_reads=rl.train_reads,
+        leave_out_flat=rl.leave_out_flat_groups,
         memory_format=agent.config.memory_format,
     )
 
@@ -98,13 +101,16 @@ def rollout(
 def weighted_turns(result: Rollout) -> list[WeightedTurn]:
     """Every turn that is trained, with its advantage; what was not scored is left out (weight zero)."""
     turns = []
+    # bool[Q] and bool[Q, A]: the groups in which some sample has an advantage, or all groups.
+    drafts_differ = (result.draft_advantage != 0).any(axis=1) | (not result.leave_out_flat)
+    reads_differ = (result.read_advantage != 0).any(axis=1) | (not result.leave_out_flat)
     for memory in result.memories:
-        if result.scores.scored[memory.q, memory.g].any():
+        if result.scores.scored[memory.q, memory.g].any() and drafts_differ[memory.q]:
             advantage = result.draft_advantage[memory.q, memory.g]
             turns += [WeightedTurn(turn, advantage) for turn in memory.drafts]
     for reading in result.readings if result.train_reads else ():
         index = reading.turn.q, reading.turn.g, READ_KINDS.index(reading.turn.kind)
-        if result.scores.scored[index]:
+        if result.scores.scored[index] and reads_differ[index[0], index[2]]:
             turns.append(WeightedTurn(reading.turn, result.read_advantage[index]))
     return turns
 

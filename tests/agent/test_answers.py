@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memocr_jax.agent.answers import boxed_answer, exact_match, f1, sub_em
+from memocr_jax.agent.answers import boxed_answer, exact_match, f1, list_match, sub_em
 from memocr_jax.core.normalize import normalize
 
 
@@ -184,3 +184,21 @@ def test_agrees_with_an_independent_scorer_on_real_answers(shared_dir):
             answers += json.loads(line)["golden_answers"]
     usable = sorted({a for a in answers if _reference_normal(a)})
     _assert_agreement(usable, 10_000)
+
+
+@pytest.mark.parametrize(
+    ("prediction", "right"),
+    [
+        ("alpha, beta, gamma", 1.0),
+        ("alpha,beta,gamma", 1.0),  # was "alphabetagamma" in normal form
+        ("Alpha , beta,\ngamma.", 1.0),
+        ("alpha beta gamma", 1.0),
+        ("alpha, gamma, beta", 0.0),
+        ("alpha, beta", 0.0),
+        ("alpha, beta, gamma, delta", 0.0),
+        ("alpha, betagamma", 0.0),
+        (None, 0.0),
+    ],
+)
+def test_a_list_is_compared_item_by_item(prediction, right):
+    assert list_match(prediction, ["alpha, beta, gamma"]) == right

@@ -37,9 +37,9 @@ def test_worked_by_hand():
 
 
 def test_division_by_the_standard_deviation_is_a_switch():
-    # std column: rewards 1 1 0 0, population standard deviation .5, so A / std = +-1.
+    # std column: rewards 1 1 0 0, sample deviation sqrt(4 * .25 / 3) = .5774: A / std = +-.5 / .5774.
     advantage = group_advantages(REWARDS, ALL, normalize_by_std=True)
-    np.testing.assert_allclose(advantage[0, :, 0], [1, 1, -1, -1], atol=1e-5)
+    np.testing.assert_allclose(advantage[0, :, 0], [0.86603, 0.86603, -0.86603, -0.86603], atol=1e-4)
     # A group that all scored alike has no signal, and no division by zero makes one.
     alike = group_advantages(np.ones((1, 4, 3)), ALL, normalize_by_std=True)
     np.testing.assert_array_equal(alike, 0)

@@ -17,6 +17,20 @@ from memocr_jax.rl.loss import Denominators, aggregate, clipped_policy_loss, kl_
 LOG2 = math.log(2)
 
 
+def test_k3_is_clamped_so_that_one_token_cannot_decide_a_step():
+    d = jnp.array([[-30.0, -1.0, 1.0, 2.0, 20.0, 30.0]])
+    logp = jnp.zeros_like(d)
+    value, gradient = jax.value_and_grad(lambda logp: kl_estimate(logp, d, "k3").sum())(logp)
+    # Inside the bounds k3 is exp(d) - 1 - d and its gradient 1 - exp(d); d = -30, 20 and 30 are beyond 10, where
+    # the gradient is 0.
+    inside = sum(math.exp(x) - 1 - x for x in (-1.0, 1.0, 2.0))
+    assert float(value) == pytest.approx(inside + 3 * 10, rel=1e-5)
+    expected = [0.0, 1 - math.exp(-1.0), 1 - math.e, 1 - math.exp(2.0), 0.0, 0.0]
+    np.testing.assert_allclose(np.asarray(gradient)[0], expected, rtol=1e-5)
+    free = jax.grad(lambda logp: kl_estimate(logp, d, "k3", clamp=False).sum())(logp)
+    assert float(free[0, 4]) == pytest.approx(1 - math.exp(20.0), rel=1e-5)  # -4.9e8
+
+
 def policy(ratio, advantage, **options):
     """Loss of one token, and the name of the clip that binds."""
     log_ratio, advantage = jnp.array([[math.log(ratio)]]), jnp.array([[advantage]])
@@ -140,7 +154,7 @@ def reference(logp, old, sampler, ref, advantage, turns, rl, longest):
                 kl, kl_slope = {
                     "k1": (-d, 1.0),
                     "k2": (d * d / 2, -d),
-                    "k3": (math.exp(d) - 1 - d, 1 - math.exp(d)),
+                    "k3": (math.exp(d) - 1 - d, 1 - math.exp(d)) if math.exp(d) - 1 - d < 10 else (10.0, 0.0),
                 }[rl.kl_estimator]
             total += weight * (loss + rl.kl_coef * kl)
             gradient[at] += weight * (slope + rl.kl_coef * kl_slope)
@@ -209,7 +223,7 @@ def test_equals_an_independent_float64_implementation(ratio, kl, std):
         rewards = rng.random((2, 3))
         each = [[r - g.mean() for r in g] for g in rewards]
         if std:
-            each = [[a / (g.std() + 1e-6) for a in row] for row, g in zip(each, rewards, strict=True)]
+            each = [[a / (g.std(ddof=1) + 1e-6) for a in row] for row, g in zip(each, rewards, strict=True)]
         advantages = group_advantages(rewards[..., None], np.ones((2, 3, 1), bool), std)[..., 0]
         np.testing.assert_allclose(advantages, each, rtol=1e-12)
 
