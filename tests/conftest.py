@@ -17,7 +17,12 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 
 import hypothesis
 import jax
+import jaxtyping
 import pytest
+
+# Every annotation of the packages, of shapes and of types, is checked at each call in the tests' own processes
+# (not in the commands that they start).
+jaxtyping.install_import_hook(["memocr_jax", "render"], "tests.checked.checked")
 
 jax.config.update("jax_num_cpu_devices", 4)
 

@@ -115,7 +115,7 @@ class Agent:
 
     engine: Engine
     tokenizer: Tokenizer
-    renderer: PageRenderer
+    renderer: PageRenderer | None
     config: AgentConfig
     seed: int
     stopwatch: Stopwatch

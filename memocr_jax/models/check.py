@@ -99,24 +99,26 @@ def _run_ours(
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     graphdef, _ = abstract_model(config, dtype=jnp.float32)
     params = load_params(directory, config, mesh)
-    vision, (slots,) = pack_patches([pixels], [grid], config.vision)
+    packed, (slots,) = pack_patches([pixels], [grid], config.vision)
     image_slots = np.full(ids.shape, -1, np.int32)
     image_slots[ids == config.image_token_id] = slots
-    positions = mrope_positions(ids, [grid], config)
+    positions = jnp.asarray(mrope_positions(ids, [grid], config), jnp.int32)[:, None]
+    tokens, image_slots = (jnp.asarray(x[None], jnp.int32) for x in (ids, image_slots))
+    vision = jax.tree.map(jnp.asarray, packed)
 
     @jax.jit
     def run(params: nnx.State) -> Any:
         model = nnx.merge(graphdef, params)
         features, blocks = model.visual(vision, keep=lambda x: x)
-        embeds = model.embed(ids[None], image_slots[None], features)
+        embeds = model.embed(tokens, image_slots, features)
         segments = jnp.zeros((1, len(ids)), jnp.int32)
-        hidden, layers = model.language_model(embeds, positions[:, None], segments, keep=lambda x, k, v: x)
+        hidden, layers = model.language_model(embeds, positions, segments, keep=lambda x, k, v: x)
         flat = features.reshape(-1, features.shape[-1])[slots]
         return flat, blocks, layers, hidden, model.head(hidden)
 
     features, blocks, layers, hidden, logits = jax.tree.map(np.asarray, run(params))
     return {
-        **{f"visual.blocks.{i}": block[vision.valid] for i, block in enumerate(blocks)},
+        **{f"visual.blocks.{i}": block[packed.valid] for i, block in enumerate(blocks)},
         "visual.merger": features,
         **{f"model.layers.{i}": layer[0] for i, layer in enumerate(layers)},
         "model.norm": hidden[0],

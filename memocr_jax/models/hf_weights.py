@@ -216,7 +216,7 @@ def _check_tied(files: TensorFiles, source: str) -> None:
 def _place(sharding: NamedSharding) -> Callable[[jax.Array, jax.Array, int], jax.Array]:
     """A function that writes one layer into a stack in place and casts it, on the devices."""
 
-    def place(stack: jax.Array, piece: jax.Array, layer: int) -> jax.Array:
+    def place(stack: jax.Array, piece: jax.Array, layer: int | jax.Array) -> jax.Array:
         return jax.lax.dynamic_update_index_in_dim(stack, piece.astype(stack.dtype), layer, 0)
 
     return jax.jit(place, donate_argnums=0, out_shardings=sharding)

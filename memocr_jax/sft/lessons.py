@@ -172,7 +172,7 @@ class Lessons:
         view: np.ndarray | None,
         document: SyntheticQuestion,
         facts: Sequence[Fact],
-        headings: Sequence[int],
+        headings: Sequence[int] | np.ndarray,
         text: str,
         stage: WarmupStage,
         rng: np.random.Generator,
@@ -245,7 +245,7 @@ def taught_turn(prefix, suffix, completion, kind: TurnKind, view: np.ndarray | N
     )
 
 
-def memory_text(facts: Sequence[Fact], headings: Sequence[int]) -> str:
+def memory_text(facts: Sequence[Fact], headings: Sequence[int] | np.ndarray) -> str:
     """A memory that states each fact in a paragraph of its own, those of `headings` (indices) as headings."""
     words = [" ".join(fact.sentence.rstrip(".").split()) for fact in facts]
     return "\n\n".join(f"# {w}" if i in headings else f" {w}" for i, w in enumerate(words))

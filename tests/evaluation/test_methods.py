@@ -9,6 +9,7 @@ import re
 
 import numpy as np
 import pytest
+from flax import nnx
 
 from memocr_jax.config import EvalConfig
 from memocr_jax.core.types import Completion, Stop
@@ -22,6 +23,8 @@ from memocr_jax.evaluation.methods import (
 )
 from render.markdown import to_html
 
+NOTHING = nnx.State({})
+"""The parameters of an engine that needs none."""
 METHODS = ("visual memory", "visual without layout", "text memory", "raw history")
 
 
@@ -31,7 +34,7 @@ def settings(**changes):
 
 def test_one_draft_serves_every_method_and_budget(agent, tokenizer, examples):
     one = agent()
-    results = evaluate_examples(one, None, examples(tokenizer), settings(), "nq", "10k")
+    results = evaluate_examples(one, NOTHING, examples(tokenizer), settings(), "nq", "10k")
     # 3 questions x 2 chunks, whatever methods and budgets there are.
     assert len(one.engine.drafts()) == 6
     assert len(results) == 3 * 2 * (3 * 3 + 1)
@@ -49,7 +52,7 @@ def test_one_draft_serves_every_method_and_budget(agent, tokenizer, examples):
 def test_what_looks_the_same_is_read_once(agent, tokenizer, examples):
     # A page of 50 tokens is the same at 64 and at 50.
     one = agent()
-    results = evaluate_examples(one, None, examples(tokenizer, 1), settings(methods=METHODS[:1]))
+    results = evaluate_examples(one, NOTHING, examples(tokenizer, 1), settings(methods=METHODS[:1]))
     assert len(one.engine.reads()) == 2 * 2
     by_budget = {(r["sample"], r["budget"]): r["prediction"] for r in results}
     assert by_budget[0, 64] == by_budget[0, 50] != by_budget[0, 8]
@@ -57,7 +60,7 @@ def test_what_looks_the_same_is_read_once(agent, tokenizer, examples):
 
 
 def test_an_answer_does_not_depend_on_what_else_is_evaluated(agent, tokenizer, examples):
-    whole = evaluate_examples(agent(), None, examples(tokenizer), settings())
+    whole = evaluate_examples(agent(), NOTHING, examples(tokenizer), settings())
     for changes in (
         {"budgets": (8,)},
         {"methods": METHODS[2:3]},
@@ -65,7 +68,7 @@ def test_an_answer_does_not_depend_on_what_else_is_evaluated(agent, tokenizer, e
         {"methods": METHODS[3:]},
         {"wave_questions": 1},
     ):
-        part = evaluate_examples(agent(), None, examples(tokenizer)[::-1], settings(**changes))
+        part = evaluate_examples(agent(), NOTHING, examples(tokenizer)[::-1], settings(**changes))
         assert part
         for result in part:
             assert result in whole, f"another draw with {changes}"
@@ -76,7 +79,7 @@ def test_an_answer_does_not_depend_on_what_else_is_evaluated(agent, tokenizer, e
 def test_text_memory_is_cut_to_its_budget(agent, tokenizer, examples):
     one = agent()
     (answered,) = answer_questions(
-        one, None, examples(tokenizer, 1), settings(methods=METHODS[2:3], samples=1, budgets=(200, 50, 8))
+        one, NOTHING, examples(tokenizer, 1), settings(methods=METHODS[2:3], samples=1, budgets=(200, 50, 8))
     )
     assert [a.shown_tokens for a in answered.answers] == [len(tokenizer.encode(answered.memories[0])), 50, 8]
     assert [a.status for a in answered.answers] == ["OK", "TRUNCATED", "TRUNCATED"]
@@ -100,7 +103,7 @@ def test_the_first_tokens_are_never_more_and_end_with_a_whole_character(tokenize
 def test_raw_history_has_the_whole_document_once_for_all_samples(agent, tokenizer, examples):
     one = agent()
     made = examples(tokenizer, 3)
-    results = answer_questions(one, None, made, settings(methods=METHODS[3:]))
+    results = answer_questions(one, NOTHING, made, settings(methods=METHODS[3:]))
     assert not one.engine.drafts() and not one.renderer.seen
     groups = one.engine.reads()
     assert len(groups) == 3 and all(len(group.suffixes) == 2 for group in groups)
@@ -118,7 +121,7 @@ def test_a_document_that_is_too_long_loses_its_middle(agent, tokenizer, examples
     document = np.concatenate(made[0].chunks)
     longest = longest_document(one)
     assert len(document) > longest > 2000
-    (answered,) = answer_questions(one, None, made, settings(methods=METHODS[3:], samples=1))
+    (answered,) = answer_questions(one, NOTHING, made, settings(methods=METHODS[3:], samples=1))
     (answer,) = answered.answers
     assert (answer.status, answer.shown_tokens) == ("TRUNCATED", longest)
     (group,) = one.engine.reads()
@@ -128,7 +131,7 @@ def test_a_document_that_is_too_long_loses_its_middle(agent, tokenizer, examples
     assert text[start + longest - 100 : start + longest] == document[-100:].tolist()
     assert len(group.prefix) + len(group.suffixes[0]) + one.config.read_max_new_tokens <= 6000
     (shorter,) = answer_questions(
-        agent(), None, made, settings(methods=METHODS[3:], samples=1, raw_max_tokens=99)
+        agent(), NOTHING, made, settings(methods=METHODS[3:], samples=1, raw_max_tokens=99)
     )
     assert shorter.answers[0].shown_tokens == 99
 
@@ -137,20 +140,20 @@ def test_documents_share_a_call_only_as_far_as_they_fit(agent, tokenizer, monkey
     one = agent()
     tokens = 2 * len(examples(tokenizer)[0].chunks[0])
     monkeypatch.setattr("memocr_jax.evaluation.methods.DOCUMENT_TOKENS", 2 * tokens + 1)
-    answer_questions(one, None, examples(tokenizer, 5), settings(methods=METHODS[3:]))
+    answer_questions(one, NOTHING, examples(tokenizer, 5), settings(methods=METHODS[3:]))
     assert sorted(len(groups) for groups, _ in one.engine.calls) == [1, 2, 2]
 
 
 def test_what_cannot_be_read_is_wrong_and_says_why(agent, tokenizer, examples):
     one = agent(lambda k: "unreadable" if k == 0 else "fine")
-    results = evaluate_examples(one, None, examples(tokenizer, 1), settings(methods=METHODS[:2]))
+    results = evaluate_examples(one, NOTHING, examples(tokenizer, 1), settings(methods=METHODS[:2]))
     for r in results:
         if r["sample"] == 0:
             assert (r["status"], r["prediction"], r["image_tokens"], r["em"]) == ("TIMEOUT", None, None, 0.0)
         else:
             assert r["status"] == "OK" and r["prediction"]
     blank = evaluate_examples(
-        agent(lambda k: " \n"), None, examples(tokenizer, 1), settings(methods=METHODS[2:3])
+        agent(lambda k: " \n"), NOTHING, examples(tokenizer, 1), settings(methods=METHODS[2:3])
     )
     assert {(r["status"], r["prediction"]) for r in blank} == {("EMPTY", None)}
 
@@ -160,18 +163,18 @@ def test_scores_and_questions_without_an_answer(agent, tokenizer, examples):
     one.engine.complete = lambda group, k: Completion(
         np.array(tokenizer.encode("I see \\boxed{The Gold 1}"), np.int32), np.zeros(1, np.float32), Stop.EOS
     )
-    results = evaluate_examples(one, None, examples(tokenizer, 2), settings(samples=1))
+    results = evaluate_examples(one, NOTHING, examples(tokenizer, 2), settings(samples=1))
     assert {r["id"]: r["em"] for r in results} == {"q0": 0.0, "q1": 1.0}
-    none = evaluate_examples(one, None, examples(tokenizer, 1, answers=()), settings(samples=1))
+    none = evaluate_examples(one, NOTHING, examples(tokenizer, 1, answers=()), settings(samples=1))
     assert {(r["status"], r["em"], r["prediction"]) for r in none} == {("NO_ANSWER", 0.0, "The Gold 1")}
 
 
 def test_greedy_and_sampling_reach_the_engine(agent, tokenizer, examples):
     one = agent()
-    evaluate_examples(one, None, examples(tokenizer, 1), settings(temperature=0.0, samples=1))
+    evaluate_examples(one, NOTHING, examples(tokenizer, 1), settings(temperature=0.0, samples=1))
     assert {sampling.temperature for _, sampling in one.engine.calls} == {0.0}
     one = agent()
-    evaluate_examples(one, None, examples(tokenizer, 1), settings(temperature=0.6, top_p=0.9, samples=1))
+    evaluate_examples(one, NOTHING, examples(tokenizer, 1), settings(temperature=0.6, top_p=0.9, samples=1))
     assert {(s.temperature, s.top_p) for _, s in one.engine.calls} == {(0.6, 0.9)}
 
 

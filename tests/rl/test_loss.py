@@ -17,6 +17,11 @@ from memocr_jax.rl.loss import Denominators, aggregate, clipped_policy_loss, kl_
 LOG2 = math.log(2)
 
 
+def on_device(*arrays):
+    """The arrays as the loss takes them: integers are int32."""
+    return [jnp.asarray(x, jnp.int32 if np.issubdtype(x.dtype, np.integer) else None) for x in arrays]
+
+
 def test_k3_is_clamped_so_that_one_token_cannot_decide_a_step():
     d = jnp.array([[-30.0, -1.0, 1.0, 2.0, 20.0, 30.0]])
     logp = jnp.zeros_like(d)
@@ -241,11 +246,10 @@ def test_equals_an_independent_float64_implementation(ratio, kl, std):
         expected, expected_gradient = reference(logp, old, sampler, ref, advantage, turns, rl, 12)
 
         with jax.enable_x64(True):
-            n = Denominators(np.float64(mask.sum()), np.float64(len(turns)), np.float64(12))
+            n = Denominators(*on_device(np.float64(mask.sum()), np.float64(len(turns)), np.float64(12)))
             advantage = np.take_along_axis(advantages, sequence, axis=1)
-            value, gradient = jax.value_and_grad(ours)(
-                logp, old, sampler, ref, advantage, mask, sequence, n, rl
-            )
+            arrays = on_device(logp, old, sampler, ref, advantage, mask, sequence)
+            value, gradient = jax.value_and_grad(ours)(*arrays, n, rl)
         assert gradient.dtype == np.float64
         np.testing.assert_allclose(value, expected, rtol=1e-12, atol=1e-14, err_msg=str(rl))
         np.testing.assert_allclose(gradient, expected_gradient, rtol=1e-11, atol=1e-14, err_msg=str(rl))
@@ -264,8 +268,8 @@ def test_in_float32_as_it_is_trained():
         sequence, advantage = np.broadcast_to(sequence, shape), np.broadcast_to(advantage, shape)
         turns = [[(b, t) for t in range(10) if t // 4 == k] for b in range(3) for k in range(3)]
         expected, expected_gradient = reference(logp, old, sampler, ref, advantage, turns, rl, 12)
-        n = Denominators(np.float32(30), np.float32(9), np.float32(12))
-        arrays = (jnp.asarray(x) for x in (logp, old, sampler, ref, advantage, mask, sequence))
+        n = Denominators(*on_device(np.float32(30), np.float32(9), np.float32(12)))
+        arrays = on_device(logp, old, sampler, ref, advantage, mask, sequence)
         value, gradient = jax.value_and_grad(ours)(*arrays, n, rl)
         assert gradient.dtype == np.float32
         np.testing.assert_allclose(value, expected, rtol=1e-5)
@@ -286,10 +290,11 @@ def test_sequence_ratio_has_the_gradient_of_the_turn():
     numeric = [(gspo(logp + d) - gspo(logp - d)) / 2e-6 for d in step]
     with jax.enable_x64(True):
         mask, sequence = np.ones((1, 6), bool), np.zeros((1, 6), int)
+        fixed = on_device(old, old, advantage, mask, sequence)
 
         def loss(x):
-            return policy_loss(x, old, old, advantage, mask, sequence, rl).loss.sum()
+            return policy_loss(x, *fixed, rl).loss.sum()
 
-        value, gradient = jax.value_and_grad(loss)(logp)
+        value, gradient = jax.value_and_grad(loss)(jnp.asarray(logp))
     assert float(value) == pytest.approx(gspo(logp))
     np.testing.assert_allclose(gradient[0], numeric, rtol=1e-7)
