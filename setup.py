@@ -45,6 +45,7 @@ RENDER = [
     "prometheus-client>=0.21,<1",
     "fonttools>=4.55,<5",
     "pydantic>=2.10,<3",
+    "pydantic-core>=2.27,<3",  # errors of our own rules
     "annotated-types>=0.7,<0.9",  # bounds of settings
 ]
 RUN = [

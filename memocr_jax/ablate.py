@@ -179,8 +179,12 @@ def memory_shares(config: Config, entries: Sequence[Mapping[str, Any]]) -> dict[
     for question, entry in zip(world, entries, strict=True):
         for sample, memory in enumerate(entry["memories"]):
             text = f" {normalize(visible_text(memory, mode))} "
+
+            def states(sentence: str, text: str = text) -> bool:
+                return f" {normalize(sentence)} " in text
+
             memories += 1
-            kept += sum(f" {normalize(fact.sentence)} " in text for fact in question.facts)
+            kept += sum(states(fact.sentence) for fact in question.facts)
             facts += len(question.facts)
             large = in_heading(memory, entry["evidence"], mode)
             heading += large

@@ -3,6 +3,7 @@
 import os
 import tempfile
 from pathlib import Path
+from typing import Any, Self
 
 # Compiling takes most of the time of these tests, and a third of it without optimisation. Read by XLA once,
 # when its backend starts.
@@ -19,10 +20,28 @@ import hypothesis
 import jax
 import jaxtyping
 import pytest
+from beartype import BeartypeConf, FrozenDict, beartype
 
-# Every annotation of the packages, of shapes and of types, is checked at each call in the tests' own processes
-# (not in the commands that they start).
-jaxtyping.install_import_hook(["memocr_jax", "render"], "tests.checked.checked")
+# An int may stand for a float (PEP 484). beartype refuses Self on methods that a hook decorates one by one.
+checked = beartype(conf=BeartypeConf(is_pep484_tower=True, hint_overrides=FrozenDict({Self: Any})))
+# In these modules every annotation, of shapes and of types, is checked at each call in the processes of the tests
+# (not in the commands that they start). Elsewhere some tests still pass numpy arrays for JAX's, or stand-ins.
+CHECKED = [
+    "memocr_jax.core.metrics",
+    "memocr_jax.core.rng",
+    "memocr_jax.engine.groups",
+    "memocr_jax.engine.pool",
+    "memocr_jax.engine.sizes",
+    "memocr_jax.models.cache",
+    "memocr_jax.models.lora",
+    "memocr_jax.models.packing",
+    "memocr_jax.rl.advantages",
+    "memocr_jax.rl.loss",
+    "memocr_jax.rl.optimizer",
+    "memocr_jax.rl.rewards",
+    "memocr_jax.rl.step",
+]
+jaxtyping.install_import_hook(CHECKED, f"{__name__}.checked")
 
 jax.config.update("jax_num_cpu_devices", 4)
 

@@ -32,7 +32,7 @@ def imported(folder: str) -> dict[str, str]:
                 names = [node.module or ""]
             for name in names:
                 found.setdefault(name.partition(".")[0], str(path.relative_to(REPOSITORY)))
-    ours = {"memocr_jax", "render", "setup", "tests", "conftest"} | sys.stdlib_module_names
+    ours = {"memocr_jax", "render", "benchmarks", "setup", "tests", "conftest"} | sys.stdlib_module_names
     return {name: path for name, path in found.items() if name not in ours}
 
 

@@ -7,7 +7,7 @@ import pytest
 from memocr_jax.core.errors import UserError
 from memocr_jax.rl.resume import meta_of, remembered_theme, require_same_run
 from memocr_jax.rl.update import TrainState
-from render.theme import theme_css
+from render.theme import remembered
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def meta(tiny_config, small_model):
 
 def test_a_run_goes_on_with_the_theme_it_began_with(tiny_config, meta):
     assert (meta.step, meta.updates, meta.skipped_in_row) == (3, 5, 2)
-    assert meta.theme_css == theme_css(tiny_config.render)
+    assert meta.theme_css == remembered(tiny_config.render), "the theme, and the fonts it is drawn with"
     assert remembered_theme(tiny_config, meta, pytest.fail).theme_css == meta.theme_css
     said = []
     old = dataclasses.replace(meta, theme_css="body { color: red }")

@@ -163,7 +163,7 @@ def test_mistakes_are_one_clear_line(tmp_path):
         RunPlace("ftpx://a/b", str(tmp_path))
     with pytest.raises(UserError, match=r"run directory s3://a/b: runs are read from folders"):
         open_checkpoint("s3://a/b").__enter__()
-    with pytest.raises(UserError, match=r"--from gs:/a/b: runs are read from folders"):
+    with pytest.raises(UserError, match=r"run directory gs:/a/b: runs are read from folders"):
         export_run(Path("gs://a/b"), tmp_path / "hf")
 
 

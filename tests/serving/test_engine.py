@@ -292,12 +292,12 @@ def test_the_command_serves_and_ends_in_good_order(run_dir, read_metric):
             "leaves nothing of --max-context-tokens 300",
         ),
         (["--prot", "9"], r"--prot \(did you mean '--port'"),
-        (["--engine.groups", "0"], r"engine\.groups: 0 is too small"),
+        (["--engine.groups", "0"], r"engine\.groups is 0; use 1 or more"),
         (["--memory-dir", "/proc/none"], "--memory-dir /proc/none: cannot be used"),
     ],
 )
 def test_the_command_says_what_is_wrong(run_dir, options, message):
-    from memocr_jax.core.errors import UserError
+    from render.errors import CommandError
 
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(CommandError, match=message):
         main(["--model", str(run_dir), "--no-warm-up", *options])
