@@ -24,8 +24,8 @@ from beartype import BeartypeConf, FrozenDict, beartype
 
 # An int may stand for a float (PEP 484). beartype refuses Self on methods that a hook decorates one by one.
 checked = beartype(conf=BeartypeConf(is_pep484_tower=True, hint_overrides=FrozenDict({Self: Any})))
-# In these modules every annotation, of shapes and of types, is checked at each call in the processes of the tests
-# (not in the commands that they start). Elsewhere some tests still pass numpy arrays for JAX's, or stand-ins.
+# In these modules every annotation, of shapes and of types, is checked at each call in the processes of the
+# tests (not in the commands that they start). Elsewhere some tests still pass numpy arrays, or stand-ins.
 CHECKED = [
     "memocr_jax.core.metrics",
     "memocr_jax.core.rng",

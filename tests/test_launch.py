@@ -94,7 +94,7 @@ def test_config_replaces_the_default(arguments):
 
 
 def test_arguments_go_to_pytest(tmp_path):
-    done = bash("launch/test.sh", "tests/report/test_charts.py", "-k", "one_step", cwd=tmp_path)
+    done = bash("launch/test.sh", "tests/report/test_charts.py", "-k", "flat_line", cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "1 passed" in done.stdout and "deselected" in done.stdout
     assert bash("launch/test.sh", "no/such/test.py").returncode == 4, "pytest's own exit status"
