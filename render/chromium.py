@@ -140,12 +140,12 @@ def open_browser(executable: str, max_memory_mb: int, sandbox: str) -> tuple[Bro
     try:
         if sandbox == "on" or (sandbox == "auto" and not problem):
             try:
-                return Browser(executable, max_memory_mb, sandbox=True), True
+                return _start(executable, max_memory_mb, sandbox=True), True
             except BrowserGone as error:
                 if sandbox == "on" or "sandbox" not in str(error):
                     raise
                 problem = "this machine refuses it (no user namespaces)"
-        browser = Browser(executable, max_memory_mb, sandbox=False)
+        browser = _start(executable, max_memory_mb, sandbox=False)
     except (BrowserGone, BrowserTimeout) as error:
         raise RenderError(f"Chromium does not start (render.sandbox {sandbox}): {error}") from None
     if problem:
@@ -153,6 +153,17 @@ def open_browser(executable: str, max_memory_mb: int, sandbox: str) -> tuple[Bro
             f"{problem}: Chromium's sandbox is off; it needs an ordinary user (not root) and user namespaces"
         )
     return browser, False
+
+
+def _start(executable: str, max_memory_mb: int, sandbox: bool) -> Browser:
+    """A browser. One that crashes while it starts, which is rare, is started once more."""
+    try:
+        return Browser(executable, max_memory_mb, sandbox)
+    except BrowserGone as error:
+        if "sandbox" in str(error):  # a refusal, no accident
+            raise
+        log.warning("Chromium crashed while it started (%s); it is started once more", error)
+        return Browser(executable, max_memory_mb, sandbox)
 
 
 @functools.cache

@@ -67,7 +67,9 @@ def test_a_missing_package_is_named_with_its_remedy(monkeypatch):
     )
     monkeypatch.setattr(fonts, "_folder", fonts._folder.__wrapped__)
     monkeypatch.setattr(fonts, "identity", fonts.identity.__wrapped__)
-    with pytest.raises(RenderError, match="manimgx-fonts-cjk, which is missing: pip install"):
+    with pytest.raises(
+        RenderError, match="manimgx-fonts-cjk, which is missing; install it with: pip install"
+    ):
         RenderPool(RenderSettings(workers=1))
 
 
