@@ -65,6 +65,7 @@ def test_operations_equal_a_count_by_hand():
     attention = 4 * heads * dim * pairs
     # Logits of the sampled tokens alone.
     by_hand = c.num_hidden_layers * (512 * token + attention) + 256 * 2 * width * vocabulary
+    assert facts.unknown_loops == 0
     assert facts.flops == pytest.approx(by_hand, rel=0.05)
 
 

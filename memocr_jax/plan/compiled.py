@@ -50,6 +50,7 @@ def compile_program(program: Program, topology: Topology, cache: Path | None = N
         bytes=cost.bytes,
         collectives=cost.collectives,
         source="compiled",
+        unknown_loops=cost.unknown_loops,
         second_side=second_side(known["text"]),
     )
 

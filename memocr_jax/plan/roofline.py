@@ -28,6 +28,8 @@ class Facts:
     error: str = ""
     """Why it could not be compiled."""
     compile_s: float = 0.0
+    unknown_loops: int = 0
+    """Loops whose number of turns the compiled program does not say; each is counted as one turn."""
     second_side: int | None = None
     """The largest n such that an array has two sides of n (`hlo.second_side`)."""
 
